@@ -1,0 +1,128 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# dependencies = ["nox>=2026.2"]
+# ///
+"""Every check of this repository: ``nox`` runs them all, ``nox -l`` lists them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+PACKAGES = [
+    f"packages/sagellm-backend-{name}" for name in ("core", "cpu", "cuda", "ascend", "kunlun")
+]
+EDITABLE = [word for package in PACKAGES for word in ("--editable", package)]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+MAX_LINES = 300
+
+nox.needs_version = ">=2026.2"
+nox.options.default_venv_backend = "virtualenv"  # pip finds torch in more places than uv does
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "typecheck", "layout", "core", "tests", "conformance", "generate"]
+
+# pyenv's shims answer for the chosen versions only; its interpreters answer for themselves.
+pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+os.environ["PATH"] = os.pathsep.join(
+    [os.environ["PATH"], *map(str, sorted(pyenv.glob("versions/3.1?.*/bin")))]
+)
+
+
+def group(name: str) -> list[str]:
+    """Return the requirements of a dependency group."""
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+def install_torch(session: nox.Session) -> None:
+    """Install torch from the index that has the build this machine needs."""
+    options = session.run("python", "tools/torch_index.py", silent=True, stderr=None) or ""
+    session.install(*options.split(), *group("torch"))
+
+
+def build_wheels(session: nox.Session) -> list[str]:
+    """Build the wheels of all packages and return their paths."""
+    folder = Path(session.create_tmp()) / "wheels"
+    for stale in folder.glob("*.whl"):
+        stale.unlink()
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), *PACKAGES)
+    return sorted(map(str, folder.glob("*.whl")))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's rules, the format, and the length of shipped files."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+    lines = {
+        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
+        for path in ROOT.glob("packages/*/src/**/*.py")
+    }
+    long = [f"{path}: {count} lines" for path, count in lines.items() if count > MAX_LINES]
+    if long:
+        session.error(f"files of over {MAX_LINES} lines; split them by noun:\n" + "\n".join(long))
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Mypy, strict, over everything that is shipped and the tools."""
+    install_torch(session)
+    session.install(*group("typecheck"), *group("example"), *EDITABLE)
+    sources = [f"{package}/src" for package in PACKAGES]
+    session.run("mypy", *(session.posargs or [*sources, "examples", "tools"]))
+
+
+@nox.session
+def layout(session: nox.Session) -> None:
+    """Wheels hold their own files only, and install together in every way."""
+    session.run("python", "tools/layout.py")
+
+
+@nox.session(python=PYTHONS)
+def core(session: nox.Session) -> None:
+    """Core's tests without any framework, on every Python that is present."""
+    session.install(*group("test"), "--editable", f"{PACKAGES[0]}[conformance]")
+    tests = f"{PACKAGES[0]}/tests"
+    session.run("pytest", tests, "--ignore-glob=*/tests/*torch*", *session.posargs)
+
+
+@nox.session(python=False)
+def tests(session: nox.Session) -> None:
+    """All tests, with torch, in the environment that quickstart.sh keeps."""
+    session.run("./quickstart.sh", "test", *session.posargs, external=True)
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """The conformance suite against the wheels; arguments go to its command line."""
+    install_torch(session)
+    session.install(*group("test"))
+    session.install("--force-reinstall", "--no-deps", *build_wheels(session))
+    session.install("numpy", "ml_dtypes", "rich")
+    arguments = session.posargs or ["run", "--backend", "cpu", "--depth", "smoke"]
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-m", "sagellm_backend.conformance", *arguments)
+
+
+@nox.session(python=False)
+def generate(session: nox.Session) -> None:
+    """The example, end to end, in the environment that quickstart.sh keeps."""
+    session.run("./quickstart.sh", *session.posargs, external=True)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheels and source distributions into dist/."""
+    session.install("build")
+    for package in PACKAGES:
+        session.run("python", "-m", "build", "--outdir", "dist", package)
+
+
+if __name__ == "__main__":
+    nox.main()
