@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from sagellm_backend.kv import KVLayout
 
 CONTRACT_VERSION = (1, 0)
 """(major, minor) of the contract between providers and core. A provider declares the one that it
@@ -79,6 +82,22 @@ class KVCapability:
     max_block_size: int = 1 << 16
     index_dtype: DType = DType.INT32
     alignment: int = 64
+
+    def require(self, layout: KVLayout, provider: str) -> None:
+        """Raise :class:`CapabilityError` unless pools of this layout are offered."""
+        sizes = self.block_sizes or range(1, self.max_block_size + 1)
+        claims: tuple[tuple[str, Any, Container[Any]], ...] = (
+            ("dtype", layout.dtype, self.dtypes),
+            ("order", layout.order, self.orders),
+            ("packing", layout.packing, self.packings),
+            ("block_size", layout.block_size, sizes),
+            ("index_dtype", layout.index_dtype, (self.index_dtype,)),
+        )
+        for name, value, offered in claims:
+            if value not in offered:
+                raise CapabilityError(
+                    f"KV {name} {_word(value)}", provider, f"pools here have {_plain(offered)}."
+                )
 
 
 @dataclass(frozen=True)
@@ -186,7 +205,9 @@ class CapabilityDescriptor:
         for op, dtypes in needs.operation_dtypes.items():
             offered = self.operations.get(op, ())
             missing = [d for d in dtypes if DType.parse(d) not in offered]
-            found += [f"no {DType.parse(d).value} for {op} (has {_words(offered)})" for d in missing]
+            found += [
+                f"no {DType.parse(d).value} for {op} (has {_words(offered)})" for d in missing
+            ]
         found += [
             f"no collective {op} (has {_words(self.supported_collectives)})"
             for op in needs.collectives

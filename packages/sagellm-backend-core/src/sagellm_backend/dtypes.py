@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,9 @@ class DType(str, Enum):
     def unit_roundoff(self) -> float:
         """Half the distance from 1.0 to the next number: the u of the accuracy bounds."""
         if self not in _FLOATING:
-            raise InvalidArgumentError(f"{self.value} has no rounding error: it is an integer type.")
+            raise InvalidArgumentError(
+                f"{self.value} has no rounding error: it is an integer type."
+            )
         return _FLOATING[self]
 
     @property
@@ -90,7 +92,7 @@ _FRAMEWORK_NAMES = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _numpy_dtype(dtype: DType) -> np.dtype[Any]:
     import ml_dtypes
 

@@ -55,7 +55,7 @@ class BackendError(Exception):
         *,
         hint: str | None = None,
         code: ErrorCode | None = None,
-        **numbers: int | float,
+        **numbers: float,
     ) -> None:
         super().__init__(message)
         self.message = message
