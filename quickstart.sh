@@ -54,9 +54,11 @@ is_same_python() {
 pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check "$@" || die "pip failed: see its message above; run me again to go on"; }
 
 install() { # $1: example or dev
-    local stamp="$venv/.installed-$1" name ascend=packages/sagellm-backend-ascend
-    [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint)" ] && return
-    rm -f "$stamp"
+    local stamp name ascend=packages/sagellm-backend-ascend
+    for stamp in "$venv/.installed-dev" "$venv/.installed-$1"; do # dev holds what the example needs
+        if [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint)" ]; then return; fi
+        rm -f "$stamp"
+    done
     pip_install --quiet --upgrade "pip>=25.1"
     local -a index
     read -r -a index < <("$venv/bin/python" tools/torch_index.py) || true

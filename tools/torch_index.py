@@ -23,7 +23,8 @@ def pip_options() -> list[str]:
         with urllib.request.urlopen(f"{CPU_INDEX}/torch/", timeout=TIMEOUT_S):
             return ["--extra-index-url", CPU_INDEX]
     except OSError as error:
-        print(f"{CPU_INDEX} cannot be reached ({error}): pip's own sources serve", file=sys.stderr)
+        note = f"{CPU_INDEX} cannot be reached ({error}): pip looks in its own sources"
+        print(f"{note}; PyPI's torch is the CUDA build, 3 GB", file=sys.stderr)
         return []
 
 
