@@ -1,0 +1,1 @@
+"""The ``ascend`` backend for Huawei NPUs, by torch_npu."""

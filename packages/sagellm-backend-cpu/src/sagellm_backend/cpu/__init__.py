@@ -1,0 +1,1 @@
+"""The ``cpu`` backend: torch on the host's processor."""

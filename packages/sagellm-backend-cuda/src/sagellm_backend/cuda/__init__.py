@@ -1,0 +1,1 @@
+"""The ``cuda`` backend for NVIDIA GPUs, and ``dcu`` for Hygon DCUs."""

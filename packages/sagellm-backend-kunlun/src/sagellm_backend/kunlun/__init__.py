@@ -1,0 +1,1 @@
+"""The ``kunlun`` backend for Kunlun XPUs, by paddlepaddle-xpu."""
