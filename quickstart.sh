@@ -14,7 +14,9 @@ die() {
     exit 1
 }
 
-is_usable() { "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
+is_usable() {
+    "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+}
 
 find_python() {
     local name
@@ -34,24 +36,23 @@ fingerprint() {
 }
 
 make_venv() {
-    if [ -n "${PYTHON:-}" ]; then
-        is_same_python || rm -rf "$venv"
-    fi
-    if "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-        return
-    fi
-    rm -rf "$venv"
     local python
+    if is_sound; then return; fi
     python=$(find_python)
+    rm -rf "$venv"
     "$python" -m venv "$venv" || die "'$python -m venv' failed: see its message above"
 }
 
-is_same_python() {
-    local ask='import sys; print(sys.version, sys.base_prefix)'
-    [ "$("$PYTHON" -c "$ask" 2>&1)" = "$("$venv/bin/python" -c "$ask" 2>&1)" ]
+is_sound() { # an environment that works, of the interpreter asked for
+    local ask='import sys; print(sys.version, sys.base_prefix)' have
+    have=$("$venv/bin/python" -c "import pip; $ask" 2>/dev/null) || return 1
+    [ -z "${PYTHON:-}" ] || [ "$have" = "$("$PYTHON" -c "$ask" 2>/dev/null)" ]
 }
 
-pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check "$@" || die "pip failed: see its message above; run me again to go on"; }
+pip_install() {
+    "$venv/bin/python" -m pip install --disable-pip-version-check "$@" ||
+        die "pip failed: see its message above; run me again to go on"
+}
 
 install() { # $1: example or dev
     local stamp name ascend=packages/sagellm-backend-ascend
