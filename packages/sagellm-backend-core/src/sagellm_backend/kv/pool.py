@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import UnavailableError
 from sagellm_backend.kv.blocks import BlockAllocator, BlockIds
 from sagellm_backend.kv.layout import KVLayout
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,12 @@ class KVPool(ABC):
             self._close()
             if self.on_close is not None:
                 self.on_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _require_open(self) -> None:
         if self.closed:

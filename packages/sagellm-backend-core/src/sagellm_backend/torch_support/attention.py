@@ -1,0 +1,134 @@
+"""Attention in plain torch: gather the blocks of a sequence, then scaled-dot-product attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.torch_support.misuse import Misuse
+
+BLOCKS = "torch.block_table"
+"""Where a metadata's ``native`` keeps its blocks: one int64 tensor for each sequence."""
+
+
+def prepare(metadata: AttentionMetadata, device: torch.device) -> None:
+    """Put on the device what :func:`attention` reads of the metadata."""
+    if metadata.block_table is None:
+        return
+    table = torch.from_numpy(metadata.block_table.copy()).to(device, torch.int64)
+    counts = -(-metadata.kv_lens // metadata.block_size)
+    metadata.native[BLOCKS] = [
+        row[:count] for row, count in zip(table, counts.tolist(), strict=True)
+    ]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    _check(q, k, v, metadata)
+    if metadata.block_table is not None and BLOCKS not in metadata.native:
+        prepare(metadata, q.device)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for sequence in range(metadata.batch):
+        first, last = int(metadata.cu_query[sequence]), int(metadata.cu_query[sequence + 1])
+        keys, values = _keys_of(sequence, k, v, metadata)
+        mask = _mask(last - first, keys.shape[0], causal, window, q.device)
+        out[first:last] = _attend(q[first:last], keys, values, mask, scale, softcap)
+    return out
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
+    paged = metadata.block_table is not None
+    if q.dim() != 3 or k.dim() != 3 + paged or k.shape != v.shape:
+        raise Misuse
+    if q.shape[0] != metadata.cu_query[-1] or q.shape[-1] != k.shape[-1]:
+        raise Misuse
+    if q.shape[1] % k.shape[-2] or not (q.dtype is k.dtype is v.dtype):
+        raise Misuse
+    if not paged:
+        if k.shape[0] != metadata.cu_kv[-1]:
+            raise Misuse
+        return
+    if k.shape[1] != metadata.block_size:
+        raise Misuse
+    metadata.check_blocks(k.shape[0])
+
+
+def _keys_of(
+    sequence: int, k: Tensor, v: Tensor, metadata: AttentionMetadata
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of one sequence: (kv_len, kv_heads, head_dim) each."""
+    if metadata.block_table is None:
+        first, last = int(metadata.cu_kv[sequence]), int(metadata.cu_kv[sequence + 1])
+        return k[first:last], v[first:last]
+    blocks = metadata.native[BLOCKS][sequence]
+    length = int(metadata.kv_lens[sequence])
+    # Only what is in use is touched: free blocks and slots may hold NaN.
+    keys = k.index_select(0, blocks).flatten(0, 1)[:length]
+    return keys, v.index_select(0, blocks).flatten(0, 1)[:length]
+
+
+def _mask(
+    queries: int, keys: int, causal: bool, window: int | None, device: torch.device
+) -> Tensor | None:
+    """Which key each query may see, or ``None`` for all."""
+    if queries == 1 and (window is None or window >= keys):
+        return None
+    key = torch.arange(keys, device=device)
+    query = torch.arange(keys - queries, keys, device=device).unsqueeze(1)
+    seen = key <= query if causal else torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return seen if window is None else seen & (key > query - window)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+) -> Tensor:
+    """One sequence: q (queries, heads, dim) against k and v (keys, kv_heads, dim)."""
+    queries, heads, dim = q.shape
+    kv_heads = k.shape[1]
+    keys, values = k.transpose(0, 1), v.transpose(0, 1)
+    if queries == 1:
+        # The heads of a group are rows against one key head: no copy of the keys is made.
+        rows = q.reshape(kv_heads, heads // kv_heads, dim)
+    else:
+        rows = q.transpose(0, 1)
+    if softcap is not None:
+        return _attend_softcap(rows, keys, values, mask, scale, softcap, queries)
+    out = functional.scaled_dot_product_attention(
+        rows.unsqueeze(0),
+        keys.unsqueeze(0),
+        values.unsqueeze(0),
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=queries > 1 and heads != kv_heads,
+    ).squeeze(0)
+    return out.reshape(1, heads, dim) if queries == 1 else out.transpose(0, 1)
+
+
+def _attend_softcap(
+    rows: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float,
+    queries: int,
+) -> Tensor:
+    groups = rows.shape[0] // keys.shape[0]
+    keys = keys.float().repeat_interleave(groups, 0)
+    values_32 = values.float().repeat_interleave(groups, 0)
+    logits = softcap * torch.tanh(rows.float() @ keys.transpose(1, 2) * (scale / softcap))
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    out = (logits.softmax(-1) @ values_32).to(rows.dtype)
+    return out.reshape(1, -1, out.shape[-1]) if queries == 1 else out.transpose(0, 1)

@@ -1,0 +1,38 @@
+"""The one way in which torch's failures become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sagellm_backend.errors import BackendError, OutOfMemoryError, UnavailableError
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@contextmanager
+def check(operation: str, device: str, requested: int = 0) -> Iterator[None]:
+    """Run driver calls; a failure of torch inside becomes an error that names ``operation``."""
+    try:
+        yield
+    except BackendError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(operation, device, requested, error) from error
+    except RuntimeError as error:
+        if any(phrase in str(error).lower() for phrase in _NO_MEMORY):
+            raise _out_of_memory(operation, device, requested, error) from error
+        raise UnavailableError(f"{operation} failed on {device}: {error}") from error
+
+
+def _out_of_memory(
+    operation: str, device: str, requested: int, error: BaseException
+) -> OutOfMemoryError:
+    first_line = str(error).partition("\n")[0]
+    return OutOfMemoryError(
+        f"{operation} found no memory on {device} for {requested:,} bytes: {first_line}",
+        hint="Free arrays or pools, call clear_cache(), or ask for fewer blocks.",
+        requested=requested,
+    )

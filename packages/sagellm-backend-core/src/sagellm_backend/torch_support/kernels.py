@@ -1,0 +1,168 @@
+"""The operations in plain torch, for any device that torch can compute on.
+
+torch refuses most misuse by itself. What it would accept in silence, by broadcasting or by
+promoting a dtype, is refused here by :class:`Misuse`; dispatch turns that into our error, with the
+reason that the operation table finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sagellm_backend.ops.dispatch import KernelTable
+from sagellm_backend.torch_support.attention import attention
+from sagellm_backend.torch_support.misuse import Misuse
+from sagellm_backend.torch_support.sampling import greedy_sample, sample
+
+
+def embedding(ids: Tensor, table: Tensor) -> Tensor:
+    return functional.embedding(ids, table)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        raise Misuse
+    return functional.linear(x, weight, bias)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    if a.shape[:-2] != b.shape[:-2] or a.dim() < 2:
+        raise Misuse
+    return torch.matmul(a, b)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if x.dtype is not weight.dtype or not eps >= 0:
+        raise Misuse
+    return functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if x.shape != residual.shape or x.dtype is not residual.dtype:
+        raise Misuse
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    if x.dtype is not weight.dtype or x.dtype is not bias.dtype or not eps >= 0:
+        raise Misuse
+    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    if x.shape[-1] % 2:
+        raise Misuse
+    gate, up = x.chunk(2, -1)
+    return functional.silu(gate) * up
+
+
+def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    return functional.gelu(x, approximate=approximate)
+
+
+def softmax(x: Tensor) -> Tensor:
+    return functional.softmax(x, -1)
+
+
+def rope(
+    q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, *, style: str = "neox"
+) -> tuple[Tensor, Tensor]:
+    if not (q.dim() == k.dim() == 3 and q.shape[::2] == k.shape[::2] and q.dtype is k.dtype):
+        raise Misuse
+    if positions.shape != q.shape[:1] or cos_sin.dtype is not torch.float32:
+        raise Misuse
+    if style not in ("neox", "gptj") or cos_sin.shape[1] > q.shape[2]:
+        raise Misuse
+    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, -1)
+    return _rotate(q, cos, sin, style), _rotate(k, cos, sin, style)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, style: str) -> Tensor:
+    size = 2 * cos.shape[-1]
+    turned, rest = x[..., :size], x[..., size:]
+    if style == "neox":
+        first, second = turned.chunk(2, -1)
+    else:
+        first, second = turned[..., ::2], turned[..., 1::2]
+    # cos and sin are fp32, so half types are promoted here and rounded once below.
+    pair = (first * cos - second * sin, second * cos + first * sin)
+    if style == "neox":
+        out = torch.cat(pair, -1)
+    else:
+        out = torch.stack(pair, -1).flatten(-2)
+    out = out.to(x.dtype)
+    return torch.cat((out, rest), -1) if rest.shape[-1] else out
+
+
+def kv_write(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+) -> None:
+    if not (key.shape == value.shape and key_cache.shape == value_cache.shape):
+        raise Misuse
+    if key.shape[1:] != key_cache.shape[2:] or slots.shape != key.shape[:1] or key.dim() != 3:
+        raise Misuse
+    if not (key.dtype is value.dtype is key_cache.dtype is value_cache.dtype):
+        raise Misuse
+    _write_slots(key, value, key_cache, value_cache, slots.long())
+
+
+def _write_slots(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+) -> None:
+    block_size = key_cache.shape[1]
+    if slots.device.type == "cpu" and slots.numel():
+        # Looked at before anything is written; elsewhere a look would stall the device.
+        low, high = (int(edge) for edge in torch.aminmax(slots))
+        if low < -1 or high >= key_cache.shape[0] * block_size:
+            raise Misuse(
+                f"slots lie within {low} and {high}, the cache has slots 0 to "
+                f"{key_cache.shape[0] * block_size - 1}"
+            )
+        if low >= 0:
+            place = (slots // block_size, slots % block_size)
+            key_cache[place], value_cache[place] = key, value
+            return
+    kept = slots >= 0
+    slots = slots[kept]
+    place = (slots // block_size, slots % block_size)
+    key_cache[place], value_cache[place] = key[kept], value[kept]
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    kernel.__name__: kernel
+    for kernel in (
+        embedding,
+        linear,
+        matmul,
+        rms_norm,
+        add_rms_norm,
+        layer_norm,
+        silu_and_mul,
+        gelu,
+        softmax,
+        rope,
+        kv_write,
+        attention,
+        greedy_sample,
+        sample,
+    )
+}
+
+
+def register(
+    table: KernelTable,
+    supports: Callable[..., list[str]],
+    kernels: dict[str, Callable[..., Any]],
+    *,
+    name: str = "torch",
+    priority: int = 0,
+) -> None:
+    """Put ``kernels`` into a provider's table under one name, priority and predicate."""
+    for operation, kernel in kernels.items():
+        table.register(operation, kernel, name=name, priority=priority, supports=supports)

@@ -1,0 +1,116 @@
+"""The CPU as a backend: torch on host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sagellm_backend.capability import (
+    CapabilityDescriptor,
+    Feature,
+    KernelKind,
+    KVCapability,
+)
+from sagellm_backend.collectives import COLLECTIVES
+from sagellm_backend.config import ProviderConfig
+from sagellm_backend.cpu import kernels, memory
+from sagellm_backend.cpu.spec import processor
+from sagellm_backend.cpu.streams import CPUEvent, CPUStream
+from sagellm_backend.dtypes import DType
+from sagellm_backend.hooks import Place
+from sagellm_backend.ops import OPERATIONS
+from sagellm_backend.ops.dispatch import KernelTable
+from sagellm_backend.torch_support.kernels import register
+from sagellm_backend.torch_support.provider import TorchProvider
+
+_FEATURES = frozenset(
+    {
+        Feature.STREAM,
+        Feature.STREAM_QUERY,
+        Feature.EVENT,
+        Feature.EVENT_TIMING,
+        Feature.KV_POOL,
+        Feature.KV_HOST_POOL,
+        Feature.COLLECTIVE,
+        Feature.DLPACK,
+    }
+)
+_KV_DTYPES = (DType.FP32, DType.FP16, DType.BF16, DType.FP8, DType.INT8)
+
+
+class CPUBackendProvider(TorchProvider):
+    """Every operation on the host's processor, in fp32, bf16 and fp16 with fp32 accumulation.
+
+    Calls return when their work is done. Arrays and pools are accounted for; what kernels allocate
+    for their results belongs to torch, which keeps no count of it on the CPU. Host pools and device
+    pools lie in the same memory and share one limit.
+    """
+
+    name = "cpu"
+    device_type = "cpu"
+    comm_backend = "gloo"
+
+    def _device_count(self) -> int:
+        return 1
+
+    def _device_name(self, index: int) -> str:
+        return "cpu"
+
+    def _device_memory(self, device: str) -> tuple[int, int]:
+        return memory.device_memory()
+
+    def _features(self) -> frozenset[Feature]:
+        return _FEATURES
+
+    def _capability(self) -> CapabilityDescriptor:
+        device = processor()
+        total, free = memory.device_memory()
+        return CapabilityDescriptor(
+            device_name=device.name,
+            device_type=self.device_type,
+            compute_capability=torch.backends.cpu.get_cpu_capability(),
+            total_memory_bytes=total,
+            available_memory_bytes=free,
+            supported_dtypes=list(self.compute_dtypes),
+            supported_kernels=list(KernelKind),
+            has_stream=True,
+            has_event=True,
+            has_collective=True,
+            has_graph_exec=False,
+            supported_collectives=list(COLLECTIVES),
+            has_kv_block_copy=True,
+            has_kv_block_migrate=False,
+            max_memory_mb=total // (1 << 20),
+            provider=self.name,
+            array_framework=self.array_framework,
+            features=_FEATURES,
+            operations=dict.fromkeys(OPERATIONS, self.compute_dtypes),
+            kv=KVCapability(_KV_DTYPES, ("NHD", "HND"), ("separate", "packed")),
+            devices=(device,),
+            versions={"torch": torch.__version__},
+        )
+
+    def _allocate(self, nbytes: int, place: Place) -> torch.Tensor:
+        return memory.allocate(nbytes)
+
+    def _allocate_charged(self, nbytes: int, place: Place) -> torch.Tensor:
+        return memory.allocate_charged(nbytes, self._ledgers.of(place.device))
+
+    def _register_kernels(self, table: KernelTable) -> None:
+        super()._register_kernels(table)
+        register(table, self._supports, kernels.KERNELS, name="cpu", priority=10)
+
+    def _create_stream(self, priority: int) -> CPUStream:
+        return CPUStream(self, priority)
+
+    def _create_event(self) -> CPUEvent:
+        return CPUEvent(self)
+
+
+def create_cpu_backend(
+    config: Mapping[str, Any] | ProviderConfig | None = None,
+) -> CPUBackendProvider:
+    """A new CPU provider; see :class:`~sagellm_backend.config.ProviderConfig`."""
+    return CPUBackendProvider(config)
