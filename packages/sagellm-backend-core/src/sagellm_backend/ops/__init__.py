@@ -1,6 +1,10 @@
 """The operation table and the dispatch to implementations."""
 
-from sagellm_backend.ops import linear as _linear  # noqa: F401
-from sagellm_backend.ops.table import OPERATIONS, Accuracy, Operation, operation
+from sagellm_backend.ops import activation, attention, kv_write, linear, norm, rope, sampling
+from sagellm_backend.ops.args import Accuracy
+from sagellm_backend.ops.table import OPERATIONS, Operation, operation
 
-__all__ = ["OPERATIONS", "Accuracy", "Operation", "operation"]
+GROUPS = (linear, norm, activation, rope, kv_write, attention, sampling)
+"""The modules that declare the operations, one per group."""
+
+__all__ = ["GROUPS", "OPERATIONS", "Accuracy", "Operation", "operation"]

@@ -24,9 +24,15 @@ class Case(dict[str, Any]):
         self.exact = exact
 
 
-def normal(rng: np.random.Generator, dtype: DType, *shape: int, scale: float = 1.0) -> Array:
-    """Zero-mean normal numbers in the storage dtype."""
-    return (rng.standard_normal(shape) * scale).astype(dtype.numpy)
+def normal(
+    rng: np.random.Generator,
+    dtype: DType,
+    *shape: int,
+    scale: float = 1.0,
+    limit: float = np.inf,
+) -> Array:
+    """Zero-mean normal numbers, cut off at ``limit``, in the storage dtype."""
+    return (rng.standard_normal(shape) * scale).clip(-limit, limit).astype(dtype.numpy)
 
 
 def integers(rng: np.random.Generator, dtype: DType, *shape: int, limit: int = 7) -> Array:

@@ -9,8 +9,9 @@ import numpy as np
 
 from sagellm_backend.capability import KernelKind
 from sagellm_backend.dtypes import DType
+from sagellm_backend.ops.args import Accuracy, Arg
 from sagellm_backend.ops.cases import Array, Case, f64, integers, normal
-from sagellm_backend.ops.table import Accuracy, Arg, Arguments, declare
+from sagellm_backend.ops.table import Arguments, declare
 
 
 def _linear_cases(rng: np.random.Generator, dtype: DType) -> Iterator[Case]:
@@ -116,7 +117,7 @@ def _embedding_data(arguments: Arguments) -> str | None:
     args={"ids": Arg("...", "index"), "table": Arg("v h")},
     returns=(Arg("... h"),),
     accuracy=Accuracy.EXACT,
-    kind=KernelKind.MATMUL,
+    kind=KernelKind.FUSION,
     inputs=_embedding_cases,
     inspect_data=_embedding_data,
 )

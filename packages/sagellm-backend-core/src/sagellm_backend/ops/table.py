@@ -11,16 +11,16 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sagellm_backend.capability import KernelKind
 from sagellm_backend.dtypes import DType, dtype_of
 from sagellm_backend.errors import InvalidArgumentError, OperatorNotFoundError
+from sagellm_backend.ops.args import Accuracy, Arg
 from sagellm_backend.ops.cases import Case
 from sagellm_backend.ops.shapes import Bindings, match
 from sagellm_backend.ops.statics import Static
@@ -28,40 +28,6 @@ from sagellm_backend.ops.statics import Static
 Array = np.ndarray[Any, Any]
 Arguments = Mapping[str, Any]
 _Reference = TypeVar("_Reference", bound=Callable[..., Any])
-
-FLOATING = (DType.FP32, DType.FP16, DType.BF16)
-"""The dtypes that an operation may be computed in: the values of ``T``."""
-
-_INDEX = (DType.INT32, DType.INT64)
-
-
-class Accuracy(str, Enum):
-    """How near to the float64 reference an implementation must come.
-
-    ``exact``: the same bits. ``rounded``: within 1 unit in the last place. ``accumulated``: within
-    the error of fp32 accumulation and one final rounding. ``statistical``: a random draw, judged by
-    the interval of probability that it belongs to.
-    """
-
-    EXACT = "exact"
-    ROUNDED = "rounded"
-    ACCUMULATED = "accumulated"
-    STATISTICAL = "statistical"
-
-
-@dataclass(frozen=True)
-class Arg:
-    """An array that goes in or comes out.
-
-    ``dtype`` is ``T`` (the floating dtype of the call, one for all ``T`` arrays), ``fp32``,
-    ``index`` (int32 or int64) or ``int64``. An ``optional`` array may be ``None``. ``accuracy``
-    replaces the operation's for this output.
-    """
-
-    spec: str
-    dtype: Literal["T", "fp32", "index", "int64"] = "T"
-    optional: bool = False
-    accuracy: Accuracy | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,7 +40,8 @@ class Operation:
     says what does not fit between shapes, statics and host metadata, ``inspect_data`` what is wrong
     with values that a host can see. ``magnitude`` gives, per output, the sum of the absolute values
     of the terms behind each element; ``positive_sum`` names the dimension over which terms of one
-    sign are summed, and ``bound`` is the error ratio that is allowed besides it.
+    sign are summed, and ``bound`` is the error ratio that is allowed besides it. ``draw_errors``
+    judges the ids of a statistical operation.
     """
 
     name: str
@@ -91,6 +58,7 @@ class Operation:
     relate: Callable[[Arguments, Bindings], str | None] | None = None
     inspect_data: Callable[[Arguments], str | None] | None = None
     magnitude: Callable[..., tuple[Array, ...]] | None = None
+    draw_errors: Callable[..., Array] | None = None
     positive_sum: str | None = None
     bound: float = 8.0
 
@@ -202,7 +170,7 @@ class Operation:
         """
         results = self.exact_results(arguments)
         outputs = [
-            np.asarray(value).astype((dtype if arg.dtype == "T" else DType.INT64).numpy)
+            np.asarray(value).astype((dtype if arg.dtype == "T" else arg.dtypes[0]).numpy)
             for value, arg in zip(results, self.returns, strict=False)
         ]
         return (*outputs, *results[len(self.returns) :])
@@ -235,9 +203,8 @@ class Operation:
         first: tuple[str, DType] | None = None
         for name, arg in args.items():
             got = dtype_of(arguments[name])
-            allowed = {"T": FLOATING, "fp32": (DType.FP32,), "index": _INDEX}.get(arg.dtype, ())
-            if got not in allowed:
-                words = " or ".join(dtype.value for dtype in allowed)
+            if got not in arg.dtypes:
+                words = " or ".join(dtype.value for dtype in arg.dtypes)
                 raise InvalidArgumentError(f"{self.name}: {name} is {got.value}, wanted {words}.")
             if arg.dtype == "T":
                 first = first or (name, got)
