@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sagellm_backend.attention import AttentionMetadata
-from sagellm_backend.torch_support.misuse import Misuse
+from sagellm_backend.torch_support.misuse import MisuseError
 
 BLOCKS = "torch.block_table"
 """Where a metadata's ``native`` keeps its blocks: one int64 tensor for each sequence."""
@@ -50,17 +50,17 @@ def attention(
 def _check(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
     paged = metadata.block_table is not None
     if q.dim() != 3 or k.dim() != 3 + paged or k.shape != v.shape:
-        raise Misuse
+        raise MisuseError
     if q.shape[0] != metadata.cu_query[-1] or q.shape[-1] != k.shape[-1]:
-        raise Misuse
+        raise MisuseError
     if q.shape[1] % k.shape[-2] or not (q.dtype is k.dtype is v.dtype):
-        raise Misuse
+        raise MisuseError
     if not paged:
         if k.shape[0] != metadata.cu_kv[-1]:
-            raise Misuse
+            raise MisuseError
         return
     if k.shape[1] != metadata.block_size:
-        raise Misuse
+        raise MisuseError
     metadata.check_blocks(k.shape[0])
 
 

@@ -1,7 +1,7 @@
 """The operations in plain torch, for any device that torch can compute on.
 
 torch refuses most misuse by itself. What it would accept in silence, by broadcasting or by
-promoting a dtype, is refused here by :class:`Misuse`; dispatch turns that into our error, with the
+promoting a dtype, is refused here by :class:`MisuseError`; dispatch turns that into our error, with the
 reason that the operation table finds.
 """
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support.attention import attention
-from sagellm_backend.torch_support.misuse import Misuse
+from sagellm_backend.torch_support.misuse import MisuseError
 from sagellm_backend.torch_support.sampling import greedy_sample, sample
 
 
@@ -26,43 +27,43 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-        raise Misuse
+        raise MisuseError
     return functional.linear(x, weight, bias)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[:-2] != b.shape[:-2] or a.dim() < 2:
-        raise Misuse
+        raise MisuseError
     return torch.matmul(a, b)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.dtype is not weight.dtype or not eps >= 0:
-        raise Misuse
+        raise MisuseError
     return functional.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if x.shape != residual.shape or x.dtype is not residual.dtype:
-        raise Misuse
+        raise MisuseError
     total = x + residual
     return rms_norm(total, weight, eps), total
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if x.dtype is not weight.dtype or x.dtype is not bias.dtype or not eps >= 0:
-        raise Misuse
+        raise MisuseError
     return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
     if x.shape[-1] % 2:
-        raise Misuse
+        raise MisuseError
     gate, up = x.chunk(2, -1)
     return functional.silu(gate) * up
 
 
-def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return functional.gelu(x, approximate=approximate)
 
 
@@ -74,11 +75,11 @@ def rope(
     q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, *, style: str = "neox"
 ) -> tuple[Tensor, Tensor]:
     if not (q.dim() == k.dim() == 3 and q.shape[::2] == k.shape[::2] and q.dtype is k.dtype):
-        raise Misuse
+        raise MisuseError
     if positions.shape != q.shape[:1] or cos_sin.dtype is not torch.float32:
-        raise Misuse
+        raise MisuseError
     if style not in ("neox", "gptj") or cos_sin.shape[1] > q.shape[2]:
-        raise Misuse
+        raise MisuseError
     cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, -1)
     return _rotate(q, cos, sin, style), _rotate(k, cos, sin, style)
 
@@ -104,11 +105,11 @@ def kv_write(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
 ) -> None:
     if not (key.shape == value.shape and key_cache.shape == value_cache.shape):
-        raise Misuse
+        raise MisuseError
     if key.shape[1:] != key_cache.shape[2:] or slots.shape != key.shape[:1] or key.dim() != 3:
-        raise Misuse
+        raise MisuseError
     if not (key.dtype is value.dtype is key_cache.dtype is value_cache.dtype):
-        raise Misuse
+        raise MisuseError
     _write_slots(key, value, key_cache, value_cache, slots.long())
 
 
@@ -120,8 +121,8 @@ def _write_slots(
         # Looked at before anything is written; elsewhere a look would stall the device.
         low, high = (int(edge) for edge in torch.aminmax(slots))
         if low < -1 or high >= key_cache.shape[0] * block_size:
-            raise Misuse(
-                f"slots lie within {low} and {high}, the cache has slots 0 to "
+            raise InvalidArgumentError(
+                f"kv_write: slots lie within {low} and {high}, the cache has slots 0 to "
                 f"{key_cache.shape[0] * block_size - 1}"
             )
         if low >= 0:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -77,8 +80,8 @@ class TorchKVCopyPlan(KVCopyPlan):
         return CompletedTransfer(sources.size, sources.size * self.source.layout.page_bytes)
 
 
-def _runs(sources: Ids, targets: Ids) -> zip[tuple[int, int]]:
+def _runs(sources: Ids, targets: Ids) -> Iterator[tuple[int, int]]:
     """(first, last + 1) of every stretch in which both ids rise by one."""
     breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
     edges = [0, *breaks.tolist(), sources.size]
-    return zip(edges[:-1], edges[1:], strict=True)
+    return itertools.pairwise(edges)

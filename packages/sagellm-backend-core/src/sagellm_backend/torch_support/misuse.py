@@ -1,7 +1,7 @@
 """Misuse that torch would accept in silence."""
 
 
-class Misuse(ValueError):
+class MisuseError(ValueError):
     """Arguments do not fit the operation.
 
     Raised without a message where the operation table can say what is wrong, from shapes and dtypes

@@ -10,13 +10,12 @@ import torch
 
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.base import BackendProvider
-from sagellm_backend.capability import Feature
 from sagellm_backend.collectives import Communicator
 from sagellm_backend.dtypes import DType
 from sagellm_backend.hooks import Place
 from sagellm_backend.kv import KVCopyPlan, KVLayout, KVPool
 from sagellm_backend.ops.dispatch import KernelTable
-from sagellm_backend.torch_support import attention, collectives, kernels
+from sagellm_backend.torch_support import attention, kernels
 from sagellm_backend.torch_support.arrays import TORCH_DTYPES, as_tensor, to_numpy
 from sagellm_backend.torch_support.errors import check
 from sagellm_backend.torch_support.kv import TorchKVCopyPlan, TorchKVPool
@@ -91,7 +90,9 @@ class TorchProvider(BackendProvider):
     def _communicator(
         self, rank: int | None, world_size: int | None, init_method: str | None, timeout_s: float
     ) -> Communicator:
-        self.require(Feature.COLLECTIVE)
+        # torch.distributed is loaded by those who use it.
+        from sagellm_backend.torch_support import collectives
+
         return collectives.join(
             self.name,
             self.comm_backend,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sagellm_backend.torch_support.misuse import Misuse
+from sagellm_backend.torch_support.misuse import MisuseError
 
 
 def greedy_sample(logits: Tensor) -> Tensor:
     if logits.dim() != 2 or not logits.is_floating_point():
-        raise Misuse
+        raise MisuseError
     return logits.argmax(-1)
 
 
@@ -21,7 +21,7 @@ def sample(
     if logits.dim() != 2 or not all(
         argument.shape == rows for argument in (uniform, temperature, top_k, top_p)
     ):
-        raise Misuse
+        raise MisuseError
     greedy = temperature == 0
     scaled = logits.double() / torch.where(greedy, 1.0, temperature.double()).unsqueeze(1)
     ordered, ids = scaled.sort(-1, descending=True, stable=True)

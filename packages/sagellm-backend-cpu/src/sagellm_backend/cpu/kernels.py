@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sagellm_backend.torch_support.misuse import Misuse
+from sagellm_backend.torch_support.misuse import MisuseError
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Half types: normalise in fp32, round, then scale, which is the order that models train with."""
     if x.dtype is not weight.dtype or weight.shape != x.shape[-1:] or not eps >= 0:
-        raise Misuse
+        raise MisuseError
     if x.dtype is torch.float32:
         return functional.rms_norm(x, weight.shape, weight, eps)
     wide = x.float()
@@ -26,7 +26,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The sum in the dtype, and its norm."""
     if x.shape != residual.shape or x.dtype is not residual.dtype:
-        raise Misuse
+        raise MisuseError
     total = x + residual
     return rms_norm(total, weight, eps), total
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from sagellm_backend.capability import (
 from sagellm_backend.collectives import COLLECTIVES
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.cpu import kernels, memory
-from sagellm_backend.cpu.spec import processor
+from sagellm_backend.cpu.spec import SPEC
 from sagellm_backend.cpu.streams import CPUEvent, CPUStream
+from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
 from sagellm_backend.hooks import Place
 from sagellm_backend.ops import OPERATIONS
@@ -38,6 +40,11 @@ _FEATURES = frozenset(
     }
 )
 _KV_DTYPES = (DType.FP32, DType.FP16, DType.BF16, DType.FP8, DType.INT8)
+
+
+@cache
+def _processor() -> DeviceInfo:
+    return SPEC.probe().devices[0]
 
 
 class CPUBackendProvider(TorchProvider):
@@ -65,7 +72,7 @@ class CPUBackendProvider(TorchProvider):
         return _FEATURES
 
     def _capability(self) -> CapabilityDescriptor:
-        device = processor()
+        device = _processor()
         total, free = memory.device_memory()
         return CapabilityDescriptor(
             device_name=device.name,

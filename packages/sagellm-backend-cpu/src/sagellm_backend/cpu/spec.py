@@ -13,6 +13,7 @@ from sagellm_backend.spec import PRIORITIES, BackendSpec, Probe
 
 OLDEST_TORCH = (2, 4)
 
+_ROOT = Path("/")
 _INSTALL = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 # The instruction sets that decide which kernels pay.
 _FEATURES = (
@@ -28,9 +29,9 @@ _FEATURES = (
 )
 
 
-def probe(root: Path = Path("/")) -> Probe:
+def probe(root: Path = _ROOT) -> Probe:
     """The processor, with the memory that this process may use. ``root`` stands for ``/``."""
-    device = _device(root)
+    device = processor(root)
     torch = frameworks.torch_build()
     if torch is None:
         return Probe.broken("torch is not installed", _INSTALL, (device,))
@@ -41,7 +42,8 @@ def probe(root: Path = Path("/")) -> Probe:
     return Probe.available(device)
 
 
-def _device(root: Path) -> DeviceInfo:
+def processor(root: Path = _ROOT) -> DeviceInfo:
+    """The host's processor as a device."""
     fields = _cpuinfo(root)
     name = fields.get("model name") or platform.processor() or platform.machine() or "CPU"
     # "flags" on x86, "Features" on ARM.
