@@ -1,0 +1,60 @@
+"""The command line ``sagellm-backend``: what is here, what is wrong, what would run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from sagellm_backend import __version__
+from sagellm_backend.errors import BackendError
+
+COMMANDS = ("list", "doctor", "explain")
+"""The commands, each a module of this package with ``add_to(subparsers)`` and ``run(options)``."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; ``argv`` is ``sys.argv[1:]`` if not given.
+
+    Returns the exit status: 0 for success, 1 for a backend that cannot do what was asked (message
+    and hint on standard error, or with ``--json`` as data on standard output). Usage errors exit
+    with 2 through ``SystemExit``, as argparse does.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except BackendError as error:
+        if options.json:
+            print(json.dumps(error.to_dict(), indent=2))
+        else:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader left; without this the interpreter complains again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="sagellm-backend", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = import_module(f"{__name__}.{name}")
+        command = module.add_to(commands)
+        command.add_argument("--json", action="store_true", help="print plain data")
+        command.set_defaults(run=module.run)
+    return parser
