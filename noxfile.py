@@ -101,9 +101,8 @@ def tests(session: nox.Session) -> None:
 def conformance(session: nox.Session) -> None:
     """The conformance suite against the wheels; arguments go to its command line."""
     install_torch(session)
-    session.install(*group("test"))
     session.install("--force-reinstall", "--no-deps", *build_wheels(session))
-    session.install("numpy", "ml_dtypes", "rich")
+    session.install("sagellm-backend-core[conformance]")
     arguments = session.posargs or ["run", "--backend", "cpu", "--depth", "smoke"]
     with session.chdir(session.create_tmp()):
         session.run("python", "-m", "sagellm_backend.conformance", *arguments)
