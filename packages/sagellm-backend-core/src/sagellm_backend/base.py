@@ -232,14 +232,19 @@ class BackendProvider(ProtocolMethods):
         return joined
 
     def close(self) -> None:
-        """Wait for work, leave groups, drop idle memory. Closing twice is allowed."""
+        """Wait for work, leave groups, drop idle memory. Closing twice is allowed.
+
+        A failure of that work is raised here; the provider is closed all the same.
+        """
         if self.closed:
             return
-        self._synchronize()
-        if self._default_communicator is not None:
-            self._default_communicator.close()
-        self.clear_cache()
         self.closed = True
+        try:
+            self._synchronize()
+        finally:
+            if self._default_communicator is not None:
+                self._default_communicator.close()
+            self.clear_cache()
 
     def __enter__(self) -> Self:
         return self

@@ -47,7 +47,8 @@ class MemoryLedger:
     def __init__(self, limit_bytes: int, device: str) -> None:
         self.limit_bytes = limit_bytes
         self._device = device
-        self._lock = threading.Lock()
+        # Reentrant: garbage collection may release an array in the middle of another call here.
+        self._lock = threading.RLock()
         self._held: dict[Category, int] = {"kv": 0, "graph": 0, "other": 0}
         self._idle = 0
         self._peak = 0

@@ -92,7 +92,9 @@ class KVCopyPlan(ABC):
         if self.source is self.target and np.intersect1d(sources, targets).size:
             raise InvalidArgumentError("A block is both source and target of one copy.")
         if stream is not None:
-            check_type("stream", stream, Stream)
+            owner = check_type("stream", stream, Stream).owner
+            if owner is not self.source.owner:
+                raise InvalidArgumentError("The stream belongs to another provider.")
         if not sources.size:
             return CompletedTransfer(0, 0)
         return self._copy(sources, targets, stream)

@@ -49,12 +49,12 @@ class TokenBlocks:
     def alloc(self, num_tokens: int, dtype: DType, device: str) -> KVBlock:
         """Memory for ``num_tokens`` on ``device``; raises :class:`OutOfMemoryError`."""
         tokens = check_int("num_tokens", num_tokens)
-        pool = self._pool(dtype, device)
-        ids = pool.alloc(pool.layout.blocks_for(tokens))
-        self._ledger_of(device).use_reserved(ids.size * pool.layout.page_bytes)
         block = KVBlock(next(_handles), tokens, dtype, device)
-        with self._lock:
+        with self._lock:  # in one piece, so that release_idle() does not close the pool between
+            pool = self._pool(dtype, device)
+            ids = pool.alloc(pool.layout.blocks_for(tokens))
             self._held[block.handle] = (pool, ids)
+        self._ledger_of(device).use_reserved(ids.size * pool.layout.page_bytes)
         return block
 
     def free(self, block: KVBlock) -> None:
@@ -121,17 +121,16 @@ class TokenBlocks:
         return held
 
     def _pool(self, dtype: DType, device: str) -> KVPool:
-        with self._lock:
-            pool = self._pools.get((dtype, device))
-            if pool is None:
-                layout = replace(self._layout, dtype=dtype)
-                nbytes = layout.nbytes(self._num_blocks)
-                ledger = self._ledger_of(device)
-                ledger.reserve(nbytes)
-                try:
-                    pool = self._make_pool(layout, self._num_blocks, device)
-                except BaseException:
-                    ledger.unreserve(nbytes)
-                    raise
-                self._pools[dtype, device] = pool
-            return pool
+        pool = self._pools.get((dtype, device))
+        if pool is None:
+            layout = replace(self._layout, dtype=dtype)
+            nbytes = layout.nbytes(self._num_blocks)
+            ledger = self._ledger_of(device)
+            ledger.reserve(nbytes)
+            try:
+                pool = self._make_pool(layout, self._num_blocks, device)
+            except BaseException:
+                ledger.unreserve(nbytes)
+                raise
+            self._pools[dtype, device] = pool
+        return pool
