@@ -8,14 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from sagellm_backend.capability import KernelKind
-from sagellm_backend.dtypes import DType
+from sagellm_backend.dtypes import DType, dtype_of
 from sagellm_backend.ops.args import Accuracy, Arg
 from sagellm_backend.ops.cases import Array, Case, f64, normal
 from sagellm_backend.ops.statics import Static, choice
 from sagellm_backend.ops.table import declare
-
-_LOST = 2.0**-96
-"""In units of 2**-24: exp() in fp32 overflows at 88.7, so a silu below 2**-120 may come out as 0."""
 
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
@@ -32,7 +29,10 @@ def _silu_and_mul_cases(rng: np.random.Generator, dtype: DType) -> Iterator[Case
 
 def _silu_and_mul_magnitude(x: Array) -> tuple[Array, ...]:
     gate, up = np.split(np.abs(f64(x)), 2, axis=-1)
-    return (np.abs(silu_and_mul(x)) * (1 + gate) + up * _LOST,)
+    # What silu(gate) may lose before up multiplies it, in units of 2**-24: exp() overflows fp32 at
+    # 88.7, so below 2**-120 all; and a kernel that rounds it to fp16, half of a subnormal step.
+    lost = 0.5 if dtype_of(x) is DType.FP16 else 2.0**-96
+    return (np.abs(silu_and_mul(x)) * (1 + gate) + up * lost,)
 
 
 @declare(

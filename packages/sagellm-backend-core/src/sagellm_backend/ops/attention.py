@@ -106,14 +106,14 @@ def _sequences(
 def _magnitude(
     q: Array, k: Array, v: Array, metadata: AttentionMetadata, *, scale: float, **options: Any
 ) -> tuple[Array, ...]:
-    """The probabilities are off by their cast to the dtype, twice the error of a logit, and 4 u."""
+    """The probabilities are off by their cast to the dtype, twice the error of a logit, and 8 u."""
     dtype = dtype_of(q)
     cast = 0.0 if dtype is DType.FP32 else dtype.unit_roundoff / _FP32_ROUNDOFF
     result = np.zeros(q.shape)
     for rows, query, keys, values in _sequences(q, k, v, metadata):
         weights = _probabilities(query, keys, scale=scale, **_defaults(options))
         logit = np.einsum("qhd,khd->hqk", np.abs(query), np.abs(keys)).max(axis=-1) * scale
-        error = cast + 2 * (logit + (options.get("softcap") or 0.0)) + 4
+        error = cast + 2 * (logit + (options.get("softcap") or 0.0)) + 8
         terms = np.einsum("hqk,khd->qhd", weights, np.abs(values))
         result[rows] = error.T[..., None] * terms
     return (result,)
@@ -147,6 +147,7 @@ def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     relate=_relate,
     magnitude=_magnitude,
     bound=1.0,
+    rms_bound=0.5,
 )
 def attention(
     q: Array,

@@ -40,8 +40,8 @@ class Operation:
     says what does not fit between shapes, statics and host metadata, ``inspect_data`` what is wrong
     with values that a host can see. ``magnitude`` gives, per output, the sum of the absolute values
     of the terms behind each element; ``positive_sum`` names the dimension over which terms of one
-    sign are summed, and ``bound`` is the error ratio that is allowed besides it. ``draw_errors``
-    judges the ids of a statistical operation.
+    sign are summed; ``bound`` and ``rms_bound`` are the error ratios that are allowed besides it,
+    highest and root mean square. ``draw_errors`` judges the ids of a statistical operation.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Operation:
     draw_errors: Callable[..., Array] | None = None
     positive_sum: str | None = None
     bound: float = 8.0
+    rms_bound: float = 1.0
 
     @cached_property
     def _signature(self) -> inspect.Signature:

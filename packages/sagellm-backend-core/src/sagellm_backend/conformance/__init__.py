@@ -1,0 +1,1 @@
+"""Conformance: what a provider claims, proven case by case."""
