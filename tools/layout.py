@@ -16,7 +16,9 @@ import venv
 import zipfile
 from pathlib import Path
 
-PACKAGES = Path(__file__).resolve().parent.parent / "packages"
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ROOT / "packages"
+LICENCE = ROOT / "LICENSE"
 CORE = "sagellm-backend-core"
 PROVIDERS = ("cpu", "cuda", "ascend", "kunlun")
 BACKENDS = ("reference", "cpu", "cuda", "dcu", "ascend", "kunlun")
@@ -57,6 +59,7 @@ def wheel_findings(wheel: Path) -> list[str]:
     """Say what a wheel holds that it should not, and what it lacks."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
+        licences = [archive.read(name) for name in names if name.endswith("/licenses/LICENSE")]
     owner = wheel.name.split("-")[0].removeprefix("sagellm_backend_")
     own = "sagellm_backend/" if owner == "core" else f"sagellm_backend/{owner}/"
     shipped = [name for name in names if ".dist-info/" not in name]
@@ -65,6 +68,8 @@ def wheel_findings(wheel: Path) -> list[str]:
         foreign = tuple(f"sagellm_backend/{name}/" for name in PROVIDERS)
         strangers += [name for name in shipped if name.startswith(foreign)]
     findings = [f"{wheel.name} holds {name}, outside {own}" for name in strangers]
+    if licences != [LICENCE.read_bytes()]:
+        findings.append(f"{wheel.name} does not carry the LICENSE of the repository")
     needed = [f"{own}__init__.py", f"{own}py.typed"]
     return findings + [f"{wheel.name} lacks {name}" for name in needed if name not in names]
 
