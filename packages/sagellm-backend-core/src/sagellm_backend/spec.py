@@ -131,7 +131,9 @@ class BackendSpec:
     package: str = ""
 
     def __post_init__(self) -> None:
-        for name in _as_names(self.name, self.aliases):
+        if not _is_tuple(self.aliases):
+            self._refuse(f"aliases must be a tuple, not {self.aliases!r}")
+        for name in self.names:
             if not _is_word(name) or name == "auto":
                 self._refuse(
                     f"{name!r} cannot name a backend",
@@ -229,8 +231,8 @@ def _resolve(factory: Callable[[Any], Any] | str) -> Callable[[Any], Any]:
     return found
 
 
-def _as_names(name: object, aliases: object) -> tuple[object, ...]:
-    return (name, *aliases) if isinstance(aliases, tuple) else (name, aliases)
+def _is_tuple(value: object) -> bool:
+    return isinstance(value, tuple)
 
 
 def _is_word(value: object) -> bool:
