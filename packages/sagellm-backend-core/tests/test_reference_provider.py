@@ -80,7 +80,7 @@ def test_capability_is_true_and_the_callers_own(backend):
     assert backend.capability().operations
     held = backend.empty(1000, "int8")
     free = backend.capability().available_memory_bytes
-    assert free == claims.total_memory_bytes - held.nbytes - 0
+    assert free == claims.total_memory_bytes - held.nbytes
 
 
 @pytest.mark.parametrize("feature", [Feature.GRAPH, Feature.COLLECTIVE])
