@@ -45,6 +45,13 @@ class Generator:
 
     def run(self, prompts: list[list[int]], max_new: int) -> Iterator[tuple[Sequence, bool]]:
         """Yield each sequence after each of its tokens, and whether that was the last one."""
+        limit = self.model.config["max_position_embeddings"]
+        longest = max(len(tokens) for tokens in prompts) + max_new
+        if max_new < 1 or longest > limit or not all(prompts):
+            raise ValueError(
+                f"Prompts of 1 token or more and max_new_tokens of 1 or more must fit into "
+                f"{limit} positions; max_new_tokens is {max_new}, the longest needs {longest}."
+            )
         waiting = [
             Sequence(index, list(tokens), len(tokens), len(tokens) + max_new, np.array(tokens))
             for index, tokens in enumerate(prompts)
@@ -147,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         answer(args)
-    except (BackendError, OSError, RuntimeError) as error:
+    except (BackendError, OSError, RuntimeError, ValueError) as error:
         print(f"generate: {error}", file=sys.stderr)
         return 1
     return 0
@@ -158,6 +165,8 @@ def answer(args: argparse.Namespace) -> None:
     import transformers
 
     dtype, checkpoint = DType.parse(args.dtype), args.checkpoint or fetch()
+    if not (checkpoint / "config.json").is_file():
+        raise FileNotFoundError(f"{checkpoint} is not a checkpoint: it has no config.json.")
     backend = get_provider(args.backend)
     backend.capability().require(Requirements(operation_dtypes=dict.fromkeys(OPERATIONS, (dtype,))))
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)

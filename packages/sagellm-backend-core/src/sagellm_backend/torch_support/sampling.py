@@ -24,7 +24,7 @@ def sample(
         raise MisuseError
     greedy = temperature == 0
     scaled = logits.double() / torch.where(greedy, 1.0, temperature.double()).unsqueeze(1)
-    ordered, ids = scaled.sort(-1, descending=True, stable=True)
+    ordered, ids = scaled.sort(stable=True, dim=-1, descending=True)
     rank = torch.arange(ordered.shape[1], device=logits.device)
     limit = torch.where(top_k > 0, top_k, ordered.shape[1]).unsqueeze(1)
     probability = ordered.masked_fill(rank >= limit, -torch.inf).softmax(-1)
