@@ -114,7 +114,7 @@ def _summary(
 
 def _mismatches(got: Array, wanted: Array, *, bitwise: bool) -> Array:
     """1 where an element differs, else 0; NaN equals NaN, and 0 equals -0 unless ``bitwise``."""
-    rounded = wanted.astype(got.dtype)
+    rounded = _round(wanted, got)
     same = (got == rounded) | (np.isnan(_wide(got)) & np.isnan(_wide(rounded)))
     if bitwise:
         same &= (np.signbit(_wide(got)) == np.signbit(_wide(rounded))) | np.isnan(_wide(got))
@@ -137,13 +137,18 @@ def _accumulated(got: Array, wanted: Array, magnitude: Array) -> Array:
 
 def _errors(got: Array, wanted: Array, unit: Array) -> Array:
     """``|got - wanted| / unit``; infinities of the rounded reference must be met, no other made."""
+    rounded = _wide(_round(wanted, got))
     with np.errstate(over="ignore", invalid="ignore"):
-        rounded = _wide(wanted.astype(got.dtype))
         ratios = np.abs(_wide(got) - wanted) / unit
     met = (_wide(got) == rounded) | (np.isnan(_wide(got)) & np.isnan(rounded))
     ordinary = np.isfinite(rounded) & np.isfinite(_wide(got))
     result: Array = np.where(ordinary, ratios, np.where(met, 0.0, np.inf))
     return result
+
+
+def _round(wanted: Array, like: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return wanted.astype(like.dtype)
 
 
 def _wide(array: Array) -> Array:

@@ -106,14 +106,18 @@ def _sequences(
 def _magnitude(
     q: Array, k: Array, v: Array, metadata: AttentionMetadata, *, scale: float, **options: Any
 ) -> tuple[Array, ...]:
-    """The probabilities are off by their cast to the dtype, twice the error of a logit, and 8 u."""
+    """Probabilities are off by their cast to the dtype, by the errors of logits, and of exp().
+
+    A logit is off by 2**-24 times the sum of its terms' absolute values; the factor 4 leaves room
+    for the highest logit, which is subtracted, and for any order of summation.
+    """
     dtype = dtype_of(q)
     cast = 0.0 if dtype is DType.FP32 else dtype.unit_roundoff / _FP32_ROUNDOFF
     result = np.zeros(q.shape)
     for rows, query, keys, values in _sequences(q, k, v, metadata):
         weights = _probabilities(query, keys, scale=scale, **_defaults(options))
         logit = np.einsum("qhd,khd->hqk", np.abs(query), np.abs(keys)).max(axis=-1) * scale
-        error = cast + 2 * (logit + (options.get("softcap") or 0.0)) + 8
+        error = cast + 4 * (logit + (options.get("softcap") or 0.0)) + 16
         terms = np.einsum("hqk,khd->qhd", weights, np.abs(values))
         result[rows] = error.T[..., None] * terms
     return (result,)

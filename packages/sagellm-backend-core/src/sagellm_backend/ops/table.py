@@ -170,10 +170,12 @@ class Operation:
         arguments that the operation mutates.
         """
         results = self.exact_results(arguments)
-        outputs = [
-            np.asarray(value).astype((dtype if arg.dtype == "T" else arg.dtypes[0]).numpy)
-            for value, arg in zip(results, self.returns, strict=False)
-        ]
+        dtypes = [dtype if arg.dtype == "T" else arg.dtypes[0] for arg in self.returns]
+        with np.errstate(over="ignore"):
+            outputs = [
+                np.asarray(value).astype(wanted.numpy)
+                for value, wanted in zip(results, dtypes, strict=False)
+            ]
         return (*outputs, *results[len(self.returns) :])
 
     def exact_results(self, arguments: Arguments) -> tuple[Array, ...]:
