@@ -79,7 +79,7 @@ class TestByName:
     def test_an_unknown_name_lists_the_known_and_guesses(self, distributions, monkeypatch):
         distributions.add_backend("ascend", aliases=("npu",))
         distributions.add_backend("cpu")
-        with pytest.raises(InvalidArgumentError, match="'ascned'.*ascend, cpu") as caught:
+        with pytest.raises(InvalidArgumentError, match=r"'ascned'.*ascend, cpu") as caught:
             get_provider("ascned")
         assert "Did you mean 'ascend'?" in caught.value.hint
         monkeypatch.setenv(CHOICE, "warp")
@@ -102,7 +102,7 @@ class TestByName:
     @pytest.mark.parametrize("state", ["absent", "broken", "unsupported"])
     def test_what_cannot_be_used_is_refused_with_reason_and_remedy(self, distributions, state):
         distributions.add_backend("chip", probe=f"Probe.{state}('the card is gone', 'find it')")
-        with pytest.raises(UnavailableError, match="vendor-chip 1.0.*the card is gone") as caught:
+        with pytest.raises(UnavailableError, match=r"vendor-chip 1.0.*the card is gone") as caught:
             get_provider("chip")
         assert state in caught.value.message
         assert caught.value.hint == "find it"
@@ -159,7 +159,7 @@ class TestAuto:
     def test_broken_hardware_is_an_error_not_the_cpu(self, distributions):
         distributions.add_backend("gpu", priority=9, probe="Probe.broken('old driver', 'mend it')")
         distributions.add_backend("cpu", priority=1)
-        with pytest.raises(UnavailableError, match="'gpu' is there.*old driver") as caught:
+        with pytest.raises(UnavailableError, match=r"'gpu' is there.*old driver") as caught:
             get_provider()
         assert "mend it" in caught.value.hint
         assert "SAGELLM_BACKEND=cpu" in caught.value.hint
@@ -343,7 +343,7 @@ def test_threads_may_register_and_build_at_once(distributions):
             register_provider(f"mine{index}", FakeProvider)
             get_provider(f"mine{index}")
             get_provider("cpu")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - any failure counts
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]

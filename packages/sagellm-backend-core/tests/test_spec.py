@@ -111,7 +111,7 @@ def test_calling_a_spec_builds_a_new_provider_with_the_config():
 
 def test_a_missing_module_is_unavailable_and_names_package_and_cause():
     spec = make(factory="no_such_module_at_all:create", package="vendor-chip")
-    with pytest.raises(UnavailableError, match="vendor-chip.*no_such_module_at_all") as caught:
+    with pytest.raises(UnavailableError, match=r"vendor-chip.*no_such_module_at_all") as caught:
         spec()
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
@@ -150,7 +150,7 @@ def test_a_product_that_is_no_provider_is_refused_with_what_it_lacks(product):
     if product is FakeProvider:
         product = FakeProvider()
         product.kv_block_migrate = None
-    with pytest.raises(UnavailableError, match="lacks .*kv_block_migrate"):
+    with pytest.raises(UnavailableError, match=r"lacks .*kv_block_migrate"):
         make(factory=lambda config: product)()
 
 
