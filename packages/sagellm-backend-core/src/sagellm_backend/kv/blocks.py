@@ -50,14 +50,7 @@ class BlockAllocator:
         with self._lock:
             rest = self._num_free - count
             if rest < 0:
-                raise OutOfMemoryError(
-                    f"{count:,} KV blocks were requested, {self._num_free:,} of "
-                    f"{self._num_blocks:,} are free.",
-                    hint="Free blocks of finished sequences, or make the pool larger.",
-                    requested=count,
-                    free=self._num_free,
-                    limit=self._num_blocks,
-                )
+                raise out_of_blocks(count, self._num_free, self._num_blocks)
             ids = self._free[rest : self._num_free].copy()
             self._references[ids] = 1
             self._num_free = rest
@@ -110,3 +103,14 @@ class BlockAllocator:
         if not np.array_equal(self._marks[ids], positions):
             wrong = int(ids[self._marks[ids] != positions][0])
             raise InvalidArgumentError(f"Block {wrong} is named twice.", block=wrong)
+
+
+def out_of_blocks(requested: int, free: int, limit: int) -> OutOfMemoryError:
+    """The error for blocks that a pool does not have."""
+    return OutOfMemoryError(
+        f"{requested:,} KV blocks were requested, {free:,} of {limit:,} are free.",
+        hint="Free blocks of finished sequences, or make the pool larger.",
+        requested=requested,
+        free=free,
+        limit=limit,
+    )

@@ -102,7 +102,7 @@ class KVLayout:
         try:
             data: Any = json.loads(text)
             return cls(**data)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             if isinstance(error, InvalidArgumentError):
                 raise
             raise InvalidArgumentError(f"This is not a KV layout: {error}") from error

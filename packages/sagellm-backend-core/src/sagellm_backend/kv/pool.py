@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class KVPool(ABC):
         self.closed = False
         self.on_close: Callable[[], object] | None = None
         self._blocks = BlockAllocator(num_blocks)
+        self._closing = threading.Lock()
 
     @property
     def num_blocks(self) -> int:
@@ -88,6 +90,7 @@ class KVPool(ABC):
 
     def references(self, ids: Any) -> npt.NDArray[np.int32]:
         """The reference count of each block."""
+        self._require_open()
         return self._blocks.references(ids)
 
     def require_held(self, ids: Any) -> npt.NDArray[np.int64]:
@@ -111,11 +114,13 @@ class KVPool(ABC):
 
     def close(self) -> None:
         """Give the storage back. Closing twice is allowed; any other later call is refused."""
-        if not self.closed:
+        with self._closing:
+            if self.closed:
+                return
             self.closed = True
-            self._close()
-            if self.on_close is not None:
-                self.on_close()
+        self._close()
+        if self.on_close is not None:
+            self.on_close()
 
     def __enter__(self) -> Self:
         return self

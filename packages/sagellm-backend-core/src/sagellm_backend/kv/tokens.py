@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
-from sagellm_backend.checks import check_int, check_type
+from sagellm_backend.checks import check_int, check_type, shown
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import InvalidArgumentError
-from sagellm_backend.kv.blocks import BlockIds
+from sagellm_backend.kv.blocks import BlockIds, out_of_blocks
 from sagellm_backend.kv.copy import KVCopyPlan
 from sagellm_backend.kv.layout import KVLayout
 from sagellm_backend.kv.pool import KVBlock, KVPool
@@ -19,7 +19,12 @@ from sagellm_backend.memory import MemoryLedger
 
 # One counter for the process, so that no two providers give out the same handle.
 _handles = itertools.count(1)
-_Held = tuple[KVPool, BlockIds]
+
+
+class _Held(NamedTuple):
+    block: KVBlock
+    pool: KVPool
+    ids: BlockIds
 
 
 class TokenBlocks:
@@ -49,11 +54,14 @@ class TokenBlocks:
     def alloc(self, num_tokens: int, dtype: DType, device: str) -> KVBlock:
         """Memory for ``num_tokens`` on ``device``; raises :class:`OutOfMemoryError`."""
         tokens = check_int("num_tokens", num_tokens)
+        needed = self._layout.blocks_for(tokens)
+        if needed > self._num_blocks:
+            raise out_of_blocks(needed, self._num_blocks, self._num_blocks)
         block = KVBlock(next(_handles), tokens, dtype, device)
         with self._lock:  # in one piece, so that release_idle() does not close the pool between
             pool = self._pool(dtype, device)
-            ids = pool.alloc(pool.layout.blocks_for(tokens))
-            self._held[block.handle] = (pool, ids)
+            ids = pool.alloc(needed)
+            self._held[block.handle] = _Held(block, pool, ids)
         self._ledger_of(device).use_reserved(ids.size * pool.layout.page_bytes)
         return block
 
@@ -61,7 +69,7 @@ class TokenBlocks:
         """Give the memory back; refuses what was freed or came from elsewhere."""
         check_type("block", block, KVBlock)
         with self._lock:
-            pool, ids = self._find(block)
+            _, pool, ids = self._find(block)
             del self._held[block.handle]
         pool.free(ids)
         self._ledger_of(pool.device).return_reserved(ids.size * pool.layout.page_bytes)
@@ -98,7 +106,8 @@ class TokenBlocks:
         """The pool and the ids behind a live block, which stay owned here."""
         check_type("block", block, KVBlock)
         with self._lock:
-            return self._find(block)
+            held = self._find(block)
+        return held.pool, held.ids
 
     def release_idle(self) -> None:
         """Close the pools that hold no live block."""
@@ -110,13 +119,18 @@ class TokenBlocks:
                     self._ledger_of(pool.device).unreserve(pool.nbytes)
 
     def _find(self, block: KVBlock) -> _Held:
-        held = self._held.get(block.handle)
+        held = self._held.get(block.handle) if isinstance(block.handle, int) else None
         if held is None:
             raise InvalidArgumentError(
-                f"KV block {block.handle} is not held by this provider: it was freed before, "
-                "or another provider gave it.",
+                f"KV block {shown(block.handle)} is not held by this provider: it was freed "
+                "before, or another provider gave it.",
                 hint="Free each block once, with the provider that allocated it.",
-                handle=block.handle,
+            )
+        if not _same(held.block, block):
+            raise InvalidArgumentError(
+                f"KV block {held.block.handle} was given out as {held.block}, not as this.",
+                hint="Use the blocks that kv_block_alloc() returned, unchanged.",
+                handle=held.block.handle,
             )
         return held
 
@@ -134,3 +148,9 @@ class TokenBlocks:
                 raise
             self._pools[dtype, device] = pool
         return pool
+
+
+def _same(own: KVBlock, given: KVBlock) -> bool:
+    # Types first: what a caller put into a block of his making need not even be comparable.
+    pairs = [(getattr(own, item.name), getattr(given, item.name)) for item in fields(own)]
+    return all(type(one) is type(other) and one == other for one, other in pairs)
