@@ -24,6 +24,27 @@ class Provider:
     memory_stats = register_kernel = _nothing
 """
 
+V01 = """
+calls = []
+class Provider:
+    def __init__(self):
+        pass
+for method in ("capability", "clear_cache", "create_event", "create_stream", "get_kernel",
+               "kv_block_alloc", "kv_block_copy", "kv_block_free", "kv_block_migrate",
+               "memory_stats", "register_kernel"):
+    setattr(Provider, method, lambda self: None)
+def create(config=None):
+    calls.append(config)
+    return Provider()
+def create_without():
+    return Provider()
+def wants_two(a, b):
+    return Provider()
+class Plugin:
+    pass
+THING = 3
+"""
+
 SPEC = """
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.spec import BackendSpec, Probe
@@ -100,6 +121,15 @@ class Distributions:
         sources = {module: spec, f"{module}_provider": provider}
         self.add(distribution, {entry or name: f"{module}:SPEC"}, sources)
         return module
+
+    def add_v01(self, entry, target):
+        """Install the distribution ``old``, whose ``old_module`` is as v0.1 has them."""
+        self.add("old", {entry: f"old_module:{target}"}, {"old_module": V01})
+
+    def entry(self, name):
+        """The only entry of that name that discovery finds."""
+        (found,) = [item for item in discovery.discover().found if item.name == name]
+        return found
 
     def forget(self):
         """Undo the imports of the fake modules."""

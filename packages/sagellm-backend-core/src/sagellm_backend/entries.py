@@ -90,15 +90,16 @@ class Discovered:
 
     @property
     def why(self) -> str:
-        """Reason and remedy as sentences; empty for an available backend."""
-        sentences = [text.rstrip(".") + "." for text in (self.reason, self.remedy) if text]
-        return " ".join(sentences)
+        """Reason and remedy; empty for an available backend."""
+        # The remedy may be a command to copy: no full stop is added to it.
+        return f"{self.reason.rstrip('.')}. {self.remedy}".rstrip() if self.reason else ""
 
     @property
     def summary(self) -> str:
-        """What a one-line listing says: the devices, or :attr:`why`."""
+        """What a one-line listing says: the devices, or the reason and, for faults, the remedy."""
         if self.state is not EntryState.AVAILABLE or self.probe is None:
-            return self.why
+            faulty = self.state in (EntryState.BROKEN, EntryState.FAULTED)
+            return self.why if faulty else self.reason
         first, more = self.probe.devices[0].name, len(self.probe.devices) - 1
         return f"{first} (and {more} more)" if more else first
 

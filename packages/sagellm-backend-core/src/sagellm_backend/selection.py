@@ -133,9 +133,11 @@ def _other_frameworks(report: DiscoveryReport, array_framework: str | None) -> I
 def _refuse_broken(
     report: DiscoveryReport, broken: Discovered, best: Discovered | None, notes: tuple[str, ...]
 ) -> NoReturn:
-    steps = [broken.remedy.rstrip(".") + "."] if broken.remedy else []
+    steps = [broken.remedy] if broken.remedy else []
     if best is not None:
-        steps.append(f"Or set SAGELLM_BACKEND={best.name} to run on {best.name} deliberately.")
+        steps.insert(
+            0, f"Set SAGELLM_BACKEND={best.name} to run on {best.name} deliberately, or mend it:"
+        )
     fault = f"The hardware of backend {broken.name!r} is there and cannot be used"
     raise UnavailableError(
         "\n".join([f"{fault}: {broken.reason.rstrip('.')}.", report.render(), *notes, ""]),
