@@ -193,7 +193,7 @@ def _integers(name: str, values: Any) -> Array:
         array = np.array(values)
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"{name} is no host array of integers: {error}.") from None
-    if array.dtype.kind not in "iu":
+    if array.size and array.dtype.kind not in "iu":
         raise InvalidArgumentError(f"{name} must be integers, not {array.dtype} {values!r:.60}.")
     if array.size and not -_INT32_MAX <= int(array.min()) <= int(array.max()) <= _INT32_MAX:
         raise InvalidArgumentError(f"{name} holds {array.max()}, the limit is {_INT32_MAX}.")
@@ -227,8 +227,8 @@ def _check_lengths(query: Array, kv: Array) -> None:
 
 
 def _table(values: Any) -> Array:
-    if not hasattr(values, "shape") and len({len(row) for row in values}) > 1:
-        width = max(len(row) for row in values)
+    if isinstance(values, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in values):
+        width = max(map(len, values), default=0)
         values = [[*row, *[-1] * (width - len(row))] for row in values]
     return _integers("block_table", values)
 
@@ -261,15 +261,17 @@ def _check_table(table: Array, kv: Array, block_size: int | None) -> int:
 
 
 def _check_writers(block: Array, sequence: Array) -> None:
-    pairs = np.unique(np.stack([block, sequence], axis=1), axis=0)
-    blocks, writers = np.unique(pairs[:, 0], return_counts=True)
-    if (writers > 1).any():
-        shared = int(blocks[writers.argmax()])
-        rows = pairs[pairs[:, 0] == shared, 1].tolist()
+    batch = int(sequence[-1]) + 1
+    pairs = np.unique(block * batch + sequence)
+    blocks = pairs // batch
+    shared = np.flatnonzero(blocks[1:] == blocks[:-1])
+    if shared.size:
+        number = int(blocks[shared[0]])
+        writers = (pairs[blocks == number] % batch).tolist()
         raise InvalidArgumentError(
-            f"Block {shared} would be written by sequences {rows} in one step.",
+            f"Block {number} would be written by sequences {writers} in one step.",
             hint="Copy a shared block before appending to it.",
-            block=shared,
+            block=number,
         )
 
 

@@ -15,6 +15,7 @@ from sagellm_backend.conformance.accuracy import Ratio, ratio
 from sagellm_backend.dtypes import DType, parse_dtypes
 from sagellm_backend.errors import CapabilityError
 from sagellm_backend.ops import OPERATIONS, Operation
+from sagellm_backend.ops import operation as find_operation
 from sagellm_backend.ops.args import FLOATING
 from sagellm_backend.ops.cases import Array, Case
 
@@ -45,18 +46,21 @@ class Finding:
 
 
 def examine_operations(
-    provider: Any, dtypes: Iterable[Any] = FLOATING, seed: int = 0
+    provider: Any,
+    dtypes: Iterable[Any] = FLOATING,
+    seed: int = 0,
+    operations: Iterable[str] = tuple(OPERATIONS),
 ) -> list[Finding]:
     """Run the cases of every operation of the table on ``provider``, in each of ``dtypes``.
 
     What its capability declares must come within the bounds of the operation's accuracy, leave all
     other arguments unchanged, and not be refused in every case; what it does not declare must raise
-    :class:`CapabilityError` when it is resolved. The same seed gives the same cases. A failure, of
-    whatever type, is a finding and raises nothing.
+    :class:`CapabilityError` when it is resolved. ``operations`` restricts the run to some. The same
+    seed gives the same cases. A failure, of whatever type, is a finding and raises nothing.
     """
     declared = provider.capability().operations
     found: list[Finding] = []
-    for operation in OPERATIONS.values():
+    for operation in map(find_operation, operations):
         for dtype in parse_dtypes(dtypes):
             if dtype in declared.get(operation.name, ()):
                 found += _examine(provider, operation, dtype, seed)

@@ -12,12 +12,14 @@ from sagellm_backend.errors import CapabilityError, ErrorCode, InvalidArgumentEr
 from sagellm_backend.ops import table
 from sagellm_backend.ops.guard import guard, guard_any, signature_problem
 from sagellm_backend.ops.implementation import (
+    CUSTOM,
     Candidate,
     Explanation,
     Implementation,
     Kernel,
     Policy,
     Supports,
+    explain_custom,
 )
 from sagellm_backend.ops.table import Operation
 
@@ -25,9 +27,6 @@ __all__ = ["Candidate", "Explanation", "Implementation", "KernelTable", "Policy"
 
 CUSTOM_PRIORITY = 1000
 """The priority of kernels that a user registers by name, above all of a provider's own."""
-
-CUSTOM = "custom:"
-"""What the names of such kernels begin with."""
 
 REFERENCE = "reference"
 """The name under which the float64 reference of an operation shows."""
@@ -39,10 +38,9 @@ class KernelTable:
     """The implementations of one provider. Thread-safe.
 
     ``to_numpy(array)``, ``from_numpy(host_array)`` and ``write_back(array, host_array)`` carry
-    arrays to the NumPy reference and back; without them nothing can fall back. ``policy`` is one
-    for all operations, or a mapping by operation with ``"*"`` for the rest, which is ``strict`` if
-    not given. With ``reference_only`` every operation is computed by the reference, whatever is
-    registered: the first day of a new device.
+    arrays to the reference and back; without them nothing can fall back. ``policy`` is one for all
+    operations, or a mapping by operation with ``"*"`` for the rest, else ``strict``. With
+    ``reference_only`` the reference computes every operation, whatever is registered.
     """
 
     def __init__(
@@ -128,8 +126,9 @@ class KernelTable:
         unknown static or a bad value, and :class:`CapabilityError` with the reasons of every
         implementation when none can serve and the policy is strict.
         """
-        if name in self._custom:
-            return self._custom[name]
+        custom = self._custom_kernel(name)
+        if custom is not None:
+            return custom
         operation = self._operation(name)
         static = operation.check_statics(static)
         key = (operation.name, tuple(sorted(static.items())))
@@ -146,7 +145,7 @@ class KernelTable:
         The reference on the host does not count. Raises like :meth:`resolve`, but for
         :class:`CapabilityError`.
         """
-        if name in self._custom:
+        if self._custom_kernel(name) is not None:
             return []
         operation = self._operation(name)
         candidates = self._candidates(operation, operation.check_statics(static))
@@ -154,8 +153,8 @@ class KernelTable:
 
     def explain(self, name: str, **static: Any) -> Explanation:
         """What :meth:`resolve` would choose and why; resolves nothing. Raises as it does."""
-        if name in self._custom:
-            return _explain_custom(name)
+        if self._custom_kernel(name) is not None:
+            return explain_custom(name)
         operation = self._operation(name)
         static = operation.check_statics(static)
         candidates = self._candidates(operation, static)
@@ -186,6 +185,9 @@ class KernelTable:
         """How many calls of each operation the reference has computed on the host."""
         with self._lock:
             return dict(self._fallbacks)
+
+    def _custom_kernel(self, name: Any) -> Kernel | None:
+        return self._custom.get(name) if isinstance(name, str) else None
 
     def _operation(self, name: str) -> Operation:
         return table.operation(name, others=tuple(self._custom))
@@ -283,16 +285,3 @@ def _reasons(operation: Operation, candidates: tuple[Candidate, ...]) -> list[st
     if any(item.supported for item in candidates):
         return []
     return [f"{item.name}: {', '.join(item.reasons)}" for item in candidates]
-
-
-def _explain_custom(name: str) -> Explanation:
-    return Explanation(
-        operation=name,
-        signature=f"{name}(*args, **kwargs)",
-        meaning="A kernel registered by name, with a contract of its own.",
-        static={},
-        chosen=f"{CUSTOM}{name}",
-        candidates=(),
-        policy=Policy.STRICT.value,
-        fallback=False,
-    )

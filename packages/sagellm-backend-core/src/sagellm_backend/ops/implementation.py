@@ -12,6 +12,9 @@ from sagellm_backend.errors import InvalidArgumentError
 Kernel = Callable[..., Any]
 Supports = Callable[..., list[str]]
 
+CUSTOM = "custom:"
+"""What the names of kernels begin with that a user registered by name."""
+
 
 class Policy(str, Enum):
     """What to do when no implementation supports a call.
@@ -85,3 +88,17 @@ class Explanation:
             {**candidate, "reasons": list(candidate["reasons"])} for candidate in data["candidates"]
         ]
         return data
+
+
+def explain_custom(name: str) -> Explanation:
+    """The explanation of a kernel that is found by its name only."""
+    return Explanation(
+        operation=name,
+        signature=f"{name}(*args, **kwargs)",
+        meaning="A kernel registered by name, with a contract of its own.",
+        static={},
+        chosen=f"{CUSTOM}{name}",
+        candidates=(),
+        policy=Policy.STRICT.value,
+        fallback=False,
+    )
