@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sagellm_backend.checks import shown
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import InvalidArgumentError
 
@@ -22,7 +23,7 @@ def parse_device_str(device: str) -> tuple[str, int | None]:
     match = _DEVICE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise InvalidArgumentError(
-            f"{device!r} is not a device.", hint="Write it as 'cpu', 'cuda:0' or 'npu:1'."
+            f"{shown(device)} is not a device.", hint="Write it as 'cpu', 'cuda:0' or 'npu:1'."
         )
     return match[1], None if match[2] is None else int(match[2])
 

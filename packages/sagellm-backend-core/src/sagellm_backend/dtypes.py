@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sagellm_backend.errors import InvalidArgumentError
+from sagellm_backend.checks import shown
+from sagellm_backend.errors import BackendError, InvalidArgumentError
 
 
 class DType(str, Enum):
@@ -69,7 +70,9 @@ class DType(str, Enum):
             return value
         try:
             return _parse(value)
-        except TypeError:
+        except BackendError:
+            raise
+        except Exception:  # noqa: BLE001 - what cannot be hashed or written out is no dtype
             raise _unknown(value) from None
 
 
@@ -125,7 +128,7 @@ def _parse(value: Any) -> DType:
 
 def _unknown(value: Any) -> InvalidArgumentError:
     known = ", ".join(member.value for member in DType)
-    return InvalidArgumentError(f"{value!r} is not a data type.", hint=f"Known are {known}.")
+    return InvalidArgumentError(f"{shown(value)} is not a data type.", hint=f"Known are {known}.")
 
 
 def dtype_of(array: Any) -> DType:
