@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.capability import CapabilityDescriptor, Feature
-from sagellm_backend.checks import check_int, check_shape, check_type
+from sagellm_backend.checks import check_choice, check_int, check_shape, check_type
 from sagellm_backend.collectives import Communicator
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.dtypes import DType
-from sagellm_backend.errors import CapabilityError, InvalidArgumentError
+from sagellm_backend.errors import CapabilityError, InvalidArgumentError, OutOfMemoryError
 from sagellm_backend.graphs import Graph
 from sagellm_backend.hooks import Place
 from sagellm_backend.kv import KVCopyPlan, KVLayout, KVPool
@@ -68,7 +68,7 @@ class BackendProvider(ProtocolMethods):
         self._tokens = TokenBlocks(
             self.config.kv_layout,
             self.config.kv_blocks,
-            lambda layout, blocks, device: self._kv_pool(layout, blocks, Place("device", device)),
+            self._token_pool,
             self.kv_copy_plan,
             self._ledgers.of,
         )
@@ -79,12 +79,13 @@ class BackendProvider(ProtocolMethods):
         return self._capability()
 
     def require(self, feature: Feature) -> None:
-        """Raise :class:`CapabilityError` unless ``feature`` is declared."""
+        """Raise :class:`CapabilityError` unless ``feature``, or the one of that name, is declared."""
+        word = Feature(check_choice("feature", feature, [item.value for item in Feature])).value
         declared = self._features()
-        if feature not in declared:
+        if word not in declared:
             listed = ", ".join(sorted(item.value for item in declared))
             raise CapabilityError(
-                feature.value, self.name, "it is not declared.", hint=f"Declared are {listed}."
+                word, self.name, "it is not declared.", hint=f"Declared are {listed}."
             )
 
     def empty(self, shape: Any, dtype: Any, location: str = "device") -> Any:
@@ -97,13 +98,22 @@ class BackendProvider(ProtocolMethods):
         return self._empty(check_shape(shape, parsed.bits), parsed, self._place(location))
 
     def from_numpy(self, array: npt.ArrayLike, location: str = "device") -> Any:
-        """A native array with the contents of ``array``, which is copied."""
+        """A native array with the contents of ``array``, which is copied.
+
+        What is no NumPy array is made one by ``np.asarray``.
+        """
         self._require_open()
-        host = np.asarray(array)
-        self._array_dtype(host.dtype)
-        return self._from_numpy(
-            np.ascontiguousarray(host).reshape(host.shape), self._place(location)
-        )
+        host = _host_array(array)
+        shape = check_shape(host.shape, self._array_dtype(host.dtype).bits)
+        place = self._place(location)
+        try:
+            contiguous = np.ascontiguousarray(host)
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"The host has no {host.nbytes:,} bytes to make {shape} contiguous.",
+                requested=host.nbytes,
+            ) from error
+        return self._from_numpy(contiguous.reshape(shape), place)
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
         """A NumPy copy of a native array, when the work that makes it is done.
@@ -155,7 +165,7 @@ class BackendProvider(ProtocolMethods):
         """
         self._require_open()
         check_type("layout", layout, KVLayout)
-        self._capability().kv.require(layout, self.name)
+        self._kv_claims.require(layout, self.name)
         blocks = check_int("num_blocks", num_blocks, high=(1 << 31) - 1)
         place = self._place(location)
         self.require(Feature.KV_HOST_POOL if place.location == "host" else Feature.KV_POOL)
@@ -189,15 +199,15 @@ class BackendProvider(ProtocolMethods):
         is given again in the call. Raises :class:`OperatorNotFoundError`, or
         :class:`CapabilityError` with the reasons of every kernel that cannot do it.
         """
-        return self.kernels.resolve(name, **static)
+        return self.kernels.resolve(check_type("name", name, str), **static)
 
     def supports(self, name: str, **static: Any) -> list[str]:
         """Why no kernel can do this; empty when one can."""
-        return self.kernels.supports(name, **static)
+        return self.kernels.supports(check_type("name", name, str), **static)
 
     def explain(self, name: str, **static: Any) -> Explanation:
         """Which kernel would run, which would not, and why."""
-        return self.kernels.explain(name, **static)
+        return self.kernels.explain(check_type("name", name, str), **static)
 
     def attention_metadata(
         self, query_lens: Any, kv_lens: Any = None, block_table: Any = None, block_size: Any = None
@@ -261,5 +271,19 @@ class BackendProvider(ProtocolMethods):
             )
         return parsed
 
+    def _token_pool(self, layout: KVLayout, num_blocks: int, device: str) -> KVPool:
+        self._kv_claims.require(layout, self.name)
+        return self._kv_pool(layout, num_blocks, Place("device", device))
+
     def _memory_limit(self, device: str) -> int:
         return self.config.memory_limit or self._device_memory(device)[0]
+
+
+def _host_array(array: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(array)
+    except Exception as error:
+        raise InvalidArgumentError(
+            f"NumPy cannot make an array of this {type(array).__name__}: {error}",
+            hint="Pass a NumPy array, of an ml_dtypes dtype for bf16 and fp8.",
+        ) from error

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
+from sagellm_backend.capability import KVCapability
+from sagellm_backend.checks import shown
 from sagellm_backend.collectives import Communicator, ReduceOp
 from sagellm_backend.devices import parse_device_str
 from sagellm_backend.dtypes import DType
@@ -24,7 +27,7 @@ class ProtocolMethods(ProviderHooks):
         """KV memory for ``num_tokens`` tokens (Protocol v0.1), from a default pool."""
         self._require_open()
         parsed = DType.parse(dtype)
-        if parsed not in self._capability().kv.dtypes:
+        if parsed not in self._kv_claims.dtypes:
             raise CapabilityError(f"KV blocks of {parsed.value}", self.name, "no such pool here.")
         return self._tokens.alloc(num_tokens, parsed, self.device)
 
@@ -64,6 +67,11 @@ class ProtocolMethods(ProviderHooks):
             return self._default_communicator.all_gather(tensor)
         return tensor.reshape((1, *tensor.shape))
 
+    @cached_property
+    def _kv_claims(self) -> KVCapability:
+        # Frozen, and asked by every allocation: the whole descriptor would cost more than the rest.
+        return self._capability().kv
+
     def _require_open(self) -> None:
         if self.closed:
             raise UnavailableError(
@@ -78,13 +86,14 @@ class ProtocolMethods(ProviderHooks):
             )
 
     def _place(self, location: str) -> Place:
-        if location in ("device", "host"):
-            return Place(location, self.device)
+        word: object = location  # arrays, too, compare with strings
+        if isinstance(word, str) and word in {"device", "host"}:
+            return Place(word, self.device)
         device_type, index = parse_device_str(location)
         count = self._device_count()
         if device_type != self.device_type or (index or 0) >= count:
             raise InvalidArgumentError(
-                f"{location!r} is no location of backend {self.name!r}.",
+                f"{shown(location)} is no location of backend {self.name!r}.",
                 hint=f"Use 'device', 'host', or {self.device_type}:0 to :{count - 1}.",
             )
         return Place("device", self._device_name(index or 0))

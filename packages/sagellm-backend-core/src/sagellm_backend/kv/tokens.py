@@ -119,10 +119,11 @@ class TokenBlocks:
                     self._ledger_of(pool.device).unreserve(pool.nbytes)
 
     def _find(self, block: KVBlock) -> _Held:
-        held = self._held.get(block.handle) if isinstance(block.handle, int) else None
+        handle: object = block.handle  # whatever a caller put there
+        held = self._held.get(handle) if isinstance(handle, int) else None
         if held is None:
             raise InvalidArgumentError(
-                f"KV block {shown(block.handle)} is not held by this provider: it was freed "
+                f"KV block {shown(handle)} is not held by this provider: it was freed "
                 "before, or another provider gave it.",
                 hint="Free each block once, with the provider that allocated it.",
             )

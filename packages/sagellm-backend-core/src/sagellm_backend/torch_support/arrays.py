@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from sagellm_backend.dtypes import DType
+from sagellm_backend.errors import InvalidArgumentError
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {
     DType.FP32: torch.float32,
@@ -26,11 +27,17 @@ _CARRIERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.int8}
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """A host copy; waits for the tensor's device if it is not the CPU."""
+    """A host copy; waits for the tensor's device if it is not the CPU.
+
+    Raises :class:`InvalidArgumentError` for dtypes that NumPy does not have.
+    """
     host = tensor.detach().cpu().contiguous()
     carrier = _CARRIERS.get(host.dtype)
     if carrier is None:
-        return np.array(host.numpy())
+        try:
+            return np.array(host.numpy())
+        except TypeError as error:
+            raise InvalidArgumentError(f"NumPy has no arrays of {host.dtype}.") from error
     return np.array(host.view(carrier).numpy()).view(DType.parse(host.dtype).numpy)
 
 

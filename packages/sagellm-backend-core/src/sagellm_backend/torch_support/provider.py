@@ -46,7 +46,12 @@ class TorchProvider(BackendProvider):
         return tuple(TORCH_DTYPES)
 
     def _is_native(self, array: Any) -> bool:
-        return isinstance(array, torch.Tensor) and array.device.type == self.device_type
+        return (
+            isinstance(array, torch.Tensor)
+            and array.device.type == self.device_type
+            and array.layout is torch.strided
+            and not (array.is_quantized or array.is_nested)
+        )
 
     def _empty(self, shape: tuple[int, ...], dtype: DType, place: Place) -> torch.Tensor:
         elements = 1
