@@ -11,7 +11,6 @@ import torch
 from sagellm_backend.capability import (
     CapabilityDescriptor,
     Feature,
-    KernelKind,
     KVCapability,
 )
 from sagellm_backend.collectives import COLLECTIVES
@@ -74,6 +73,7 @@ class CPUBackendProvider(TorchProvider):
     def _capability(self) -> CapabilityDescriptor:
         device = _processor()
         total, free = memory.device_memory()
+        offered = [OPERATIONS[name] for name in self.kernels.names() if name in OPERATIONS]
         return CapabilityDescriptor(
             device_name=device.name,
             device_type=self.device_type,
@@ -81,7 +81,7 @@ class CPUBackendProvider(TorchProvider):
             total_memory_bytes=total,
             available_memory_bytes=free,
             supported_dtypes=list(self.compute_dtypes),
-            supported_kernels=list(KernelKind),
+            supported_kernels=list(dict.fromkeys(item.kind for item in offered)),
             has_stream=True,
             has_event=True,
             has_collective=True,
@@ -93,7 +93,7 @@ class CPUBackendProvider(TorchProvider):
             provider=self.name,
             array_framework=self.array_framework,
             features=_FEATURES,
-            operations=dict.fromkeys(OPERATIONS, self.compute_dtypes),
+            operations={item.name: self.compute_dtypes for item in offered},
             kv=KVCapability(_KV_DTYPES, ("NHD", "HND"), ("separate", "packed")),
             devices=(device,),
             versions={"torch": torch.__version__},
