@@ -121,9 +121,10 @@ def test_a_distribution_that_owns_our_package_is_named_and_not_loaded(distributi
 
 
 def test_core_may_own_the_package(distributions):
-    distributions.add_backend("reference", distribution="vendor")
-    distributions.add("sagellm-backend-core", {}, record=["sagellm_backend/__init__.py"])
+    entries = {"reference": "sagellm_backend.reference.spec:SPEC"}
+    distributions.add("sagellm_backend_core", entries, record=["sagellm_backend/__init__.py"])
     assert discover().hints == ()
+    assert distributions.entry("reference").state is EntryState.AVAILABLE
 
 
 def test_seen_hardware_without_a_package_is_a_hint(distributions, monkeypatch):

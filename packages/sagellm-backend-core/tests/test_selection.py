@@ -95,6 +95,12 @@ class TestByName:
         with pytest.raises(UnavailableError, match=discovery.ALLOW):
             get_provider("chip")
 
+    @pytest.mark.parametrize("other", ["a-vendor", "z-vendor"])
+    def test_an_entry_of_the_same_name_that_failed_is_no_hindrance(self, distributions, other):
+        distributions.add(other, {"cpu": "gone:SPEC"})
+        distributions.add_backend("cpu", distribution="m-vendor", priority=100)
+        assert choose("cpu").chosen.distribution == "m-vendor"
+
     def test_two_of_one_name_are_refused_naming_both(self, distributions):
         distributions.add_backend("chip", distribution="vendor-one")
         distributions.add_backend("chip", distribution="vendor-two")
@@ -146,6 +152,12 @@ class TestAuto:
         distributions.add_backend("gpu", priority=9, probe="Probe.broken('old driver', 'mend it')")
         distributions.add_backend("cpu", priority=1)
         monkeypatch.setenv(CHOICE, "cpu")
+        assert choose().chosen.name == "cpu"
+
+    def test_a_broken_backend_that_is_not_automatic_hinders_nothing(self, distributions):
+        probe = "Probe.broken('old driver', 'mend it')"
+        distributions.add_backend("lab", priority=9, automatic=False, probe=probe)
+        distributions.add_backend("cpu", priority=1)
         assert choose().chosen.name == "cpu"
 
     def test_broken_hardware_of_lower_priority_hinders_nothing(self, distributions):
