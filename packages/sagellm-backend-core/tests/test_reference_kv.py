@@ -194,17 +194,18 @@ class TestTransfers:
         threading.Timer(0.05, gate.set).start()
         assert cache_bytes(backend, target, [0]) == cache_bytes(backend, source, [0])
 
-    def test_without_a_stream_earlier_work_of_both_devices_comes_first(self, backend):
+    @pytest.mark.parametrize("held", ["reference:0", "reference:1"])
+    def test_without_a_stream_earlier_work_of_both_devices_comes_first(self, backend, held):
         source, target = backend.kv_pool(LAYOUT, 1), backend.kv_pool(LAYOUT, 1, "reference:1")
         for pool in (source, target):
             pool.alloc(1)
         gate = threading.Event()
-        for device in ("reference:0", "reference:1"):
-            backend.current_stream(device).submit(lambda: gate.wait(20))
+        backend.current_stream(held).submit(lambda: gate.wait(20))
         for pool, value in ((source, 1), (target, 2)):
             backend._write_back(pool.key_cache(0), np.full((1, 4, 3, 16), value, np.float16))
         threading.Timer(0.05, gate.set).start()
         assert backend.kv_copy_plan(source, target).copy([0], [0]).done()
+        backend.synchronize()
         assert (backend.to_numpy(target.key_cache(0)) == 1).all()
 
     def test_failure_is_raised_by_every_wait_and_nowhere_else(self, backend, pools):

@@ -151,6 +151,7 @@ class TestEvents:
         second.wait_event(event)
         with second:
             again = backend.get_kernel("matmul")(product, ones(backend))
+        time.sleep(0.05)
         assert not event.query()
         assert not second.query()
         gate.set()
