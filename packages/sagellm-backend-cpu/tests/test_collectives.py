@@ -27,7 +27,7 @@ from sagellm_backend.torch_support.collectives import join
 JOBS = Path(__file__).parent / "collective_jobs"
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 CPU = torch.device("cpu")
-LIMIT_S = 60
+LIMIT_S = 120
 
 
 def checks_of(job):

@@ -84,3 +84,7 @@ def refused(kind, *words):
 def resources():
     gc.collect()
     return tuple(len(list(Path(f"/proc/self/{kind}").iterdir())) for kind in ("fd", "task"))
+
+
+def grown(before):
+    return any(now > then for now, then in zip(resources(), before, strict=True))

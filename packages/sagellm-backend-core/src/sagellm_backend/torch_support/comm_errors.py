@@ -11,6 +11,7 @@ from sagellm_backend.errors import BackendError, CommError, CommTimeoutError
 
 _TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
 _SOURCE_LINE = re.compile(r"^\[\S+:\d+\]\s*")
+_GLOO_ADVICE = " This is typically"
 _SLOW_HINT = (
     "A peer is slower than the timeout, has stopped, or makes other calls: compare the logs of the "
     "ranks, or raise timeout_s."
@@ -40,7 +41,7 @@ def comm_errors(
         raise
     except (RuntimeError, ValueError) as error:
         elapsed = time.monotonic() - start
-        reason = _SOURCE_LINE.sub("", str(error)).split("\n", 1)[0]
+        reason = _SOURCE_LINE.sub("", str(error)).partition("\n")[0].partition(_GLOO_ADVICE)[0]
         late = elapsed >= timeout_s or _TIMED_OUT.search(reason) is not None
         kind, hint = (CommTimeoutError, _SLOW_HINT) if late else (CommError, _DEAD_HINT)
         translated = kind(
