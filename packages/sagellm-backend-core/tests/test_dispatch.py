@@ -176,17 +176,22 @@ def test_our_errors_and_interrupts_pass_unchanged(error):
     assert caught.value is error
 
 
-def test_the_guard_costs_less_than_100_ns():
+def test_the_guard_costs_about_one_python_call():
+    def kernel(a, b):
+        return a
+
+    def forward(a, b):
+        return kernel(a, b)
+
     table = make()
-    kernel = answer(1)
     table.register("matmul", kernel, name="k")
-
-    def best(function):
-        times = timeit.repeat("f(1, 2)", globals={"f": function}, number=100_000, repeat=15)
-        return min(times) / 100_000 * 1e9
-
-    guarded, bare = best(table.resolve("matmul")), best(kernel)
-    assert guarded - bare < 100
+    guarded = table.resolve("matmul")
+    best = dict.fromkeys((kernel, forward, guarded), float("inf"))
+    for _ in range(60):  # interleaved, so that a busy machine is busy for all
+        for function in best:
+            seconds = timeit.timeit("f(1, 2)", globals={"f": function}, number=5_000)
+            best[function] = min(best[function], seconds)
+    assert best[guarded] - best[kernel] < 3 * (best[forward] - best[kernel])
 
 
 def test_custom_kernels_of_other_names_are_theirs():

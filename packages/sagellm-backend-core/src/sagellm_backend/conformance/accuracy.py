@@ -106,7 +106,7 @@ def _summary(
         return Ratio(0.0, 0.0, bound, bound, f"output {index} is empty")
     place = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     where = ", ".join(str(int(axis)) for axis in place)
-    detail = f"output {index} at ({where}): {got[place]}, wanted {wanted[place]:.9g}"
+    detail = f"output {index} at ({where}): {float(got[place])}, wanted {float(wanted[place]):.9g}"
     rms_bound = rms_bound if ratios.size >= _ENOUGH else bound
     r_rms = float(np.sqrt(np.mean(np.square(ratios))))
     return Ratio(float(ratios[place]), r_rms, bound, rms_bound, detail)

@@ -105,10 +105,10 @@ def _inspect_sample(arguments: Arguments) -> str | None:
         ("top_k", 0, np.iinfo(np.int64).max, "0 (off) and above"),
         ("top_p", np.finfo(np.float32).tiny, 1.0, "above 0 up to 1"),
     ):
-        values = arguments[name]
+        values = f64(arguments[name])
         bad = np.flatnonzero(~((values >= low) & (values <= high)))
         if bad.size:
-            return f"{name}[{bad[0]}] is {values[bad[0]]}, wanted {words}"
+            return f"{name}[{bad[0]}] is {values[bad[0]]:g}, wanted {words}"
     return _inspect_logits(arguments)
 
 
