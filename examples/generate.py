@@ -75,7 +75,7 @@ class Generator:
         # All blocks are taken at once, so that a running sequence never has to wait for one.
         needed = self.pool.layout.blocks_for(sequence.max_length)
         if needed > self.pool.num_blocks:
-            raise SystemExit(
+            raise ValueError(
                 f"A prompt needs {needed} blocks, the pool has {self.pool.num_blocks}."
             )
         if needed > self.pool.num_free:

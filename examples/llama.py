@@ -69,7 +69,7 @@ class Llama:
     def _refuse_unknown(self) -> None:
         kind, rope = self.config.get("model_type"), _rope(self.config).get("rope_type", "default")
         if kind != "llama" or rope != "default":
-            raise SystemExit(
+            raise ValueError(
                 f"This example speaks llama with default rope, not {kind} with {rope}."
             )
 

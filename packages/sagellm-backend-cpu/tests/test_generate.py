@@ -13,9 +13,9 @@ from sagellm_backend import DType, get_provider
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples"))
 
-import generate  # noqa: E402
-from fetch_model import fetch  # noqa: E402
-from llama import Llama  # noqa: E402
+import generate
+from fetch_model import fetch
+from llama import Llama
 
 NEW_TOKENS = 64
 PROMPTS = (
@@ -65,11 +65,11 @@ def model(checkpoint):
         yield Llama(backend, checkpoint, DType.FP32)
 
 
-def greedy(model, prompts, *, pool_blocks=256):
+def greedy(model, prompts, *, pool_blocks=256, new_tokens=NEW_TOKENS):
     with model.backend.kv_pool(model.kv_layout(), pool_blocks) as pool:
         generator = generate.Generator(model, pool, generate.Sampling(), stop=())
         tokens = {}
-        for sequence, done in generator.run(prompts, NEW_TOKENS):
+        for sequence, done in generator.run(prompts, new_tokens):
             if done:
                 tokens[sequence.index] = sequence.generated
         assert pool.num_free == pool.num_blocks
@@ -88,6 +88,41 @@ def test_sequences_that_wait_for_blocks_get_the_same_tokens(model, prompts, expe
     longest = max(len(prompt) for prompt in prompts) + NEW_TOKENS
     room_for_two = 2 * model.kv_layout().blocks_for(longest)
     assert greedy(model, prompts, pool_blocks=room_for_two) == expected
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory):
+    """A seeded Llama of two layers, with biases, an untied head and grouped heads."""
+    transformers.set_seed(7)
+    config = transformers.LlamaConfig(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        max_position_embeddings=128,
+    )
+    folder = tmp_path_factory.mktemp("small")
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("backend_name", ["cpu", "reference"])
+def test_any_llama_checkpoint_runs_on_any_backend(small_checkpoint, backend_name):
+    prompts = [[5, 3, 8, 1], [60], list(range(2, 35))]
+    hf = transformers.AutoModelForCausalLM.from_pretrained(small_checkpoint)
+    hf.generation_config.eos_token_id = None
+    wanted = [
+        hf.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, pad_token_id=0)
+        for ids in prompts
+    ]
+    with get_provider(backend_name) as backend:
+        small = Llama(backend, small_checkpoint, DType.FP32)
+        found = greedy(small, prompts, new_tokens=12)
+    assert found == [out[0, len(ids) :].tolist() for out, ids in zip(wanted, prompts, strict=True)]
 
 
 def test_the_command_names_paris_and_its_speed(capsys):

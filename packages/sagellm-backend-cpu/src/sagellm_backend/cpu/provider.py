@@ -15,8 +15,7 @@ from sagellm_backend.capability import (
 )
 from sagellm_backend.collectives import COLLECTIVES
 from sagellm_backend.config import ProviderConfig
-from sagellm_backend.cpu import kernels, memory
-from sagellm_backend.cpu.spec import SPEC
+from sagellm_backend.cpu import kernels, machine, memory
 from sagellm_backend.cpu.streams import CPUEvent, CPUStream
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
@@ -43,7 +42,7 @@ _KV_DTYPES = (DType.FP32, DType.FP16, DType.BF16, DType.FP8, DType.INT8)
 
 @cache
 def _processor() -> DeviceInfo:
-    return SPEC.probe().devices[0]
+    return machine.processor()
 
 
 class CPUBackendProvider(TorchProvider):
@@ -65,14 +64,14 @@ class CPUBackendProvider(TorchProvider):
         return "cpu"
 
     def _device_memory(self, device: str) -> tuple[int, int]:
-        return memory.device_memory()
+        return machine.memory()
 
     def _features(self) -> frozenset[Feature]:
         return _FEATURES
 
     def _capability(self) -> CapabilityDescriptor:
         device = _processor()
-        total, free = memory.device_memory()
+        total, free = machine.memory()
         offered = [OPERATIONS[name] for name in self.kernels.names() if name in OPERATIONS]
         return CapabilityDescriptor(
             device_name=device.name,
