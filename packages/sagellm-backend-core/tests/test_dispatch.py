@@ -143,6 +143,7 @@ def raising(error):
     ("error", "kind", "words"),
     [
         (RuntimeError("boom"), UnavailableError, r"matmul \(k\) failed: RuntimeError: boom"),
+        (IndexError("index 9"), InvalidArgumentError, "outside of its array: index 9"),
         (MemoryError("no"), OutOfMemoryError, "MemoryError: no"),
         (RuntimeError("CUDA out of memory. Tried"), OutOfMemoryError, "out of memory"),
         (type("OutOfMemoryError", (RuntimeError,), {})("x"), OutOfMemoryError, "x"),

@@ -115,6 +115,11 @@ def explain_failure(
         target.check(target.bind(args, kwargs))
     except InvalidArgumentError as refusal:
         return refusal
+    if isinstance(error, IndexError):
+        return InvalidArgumentError(
+            f"{target.name}: an id, position or slot lies outside of its array: {error}.",
+            hint=f"Shapes and dtypes fit {target.signature}.",
+        )
     what = f"{target.name} ({implementation}) failed: {type(error).__name__}: {error}"
     if is_out_of_memory(error):
         return OutOfMemoryError(what, hint="Free memory or make the batch smaller.")
