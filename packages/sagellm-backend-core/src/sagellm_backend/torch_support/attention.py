@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sagellm_backend.attention import AttentionMetadata
-from sagellm_backend.torch_support.misuse import MisuseError
+from sagellm_backend.ops.statics import boolean, positive_int, positive_real
+from sagellm_backend.torch_support.misuse import FLOATING, MisuseError
 
 BLOCKS = "torch.block_table"
 """Where a metadata's ``native`` keeps its blocks: one int64 tensor for each sequence."""
@@ -36,6 +39,7 @@ def attention(
     softcap: float | None = None,
 ) -> Tensor:
     _check(q, k, v, metadata)
+    _check_options(scale, causal, window, softcap)
     if metadata.block_table is not None and BLOCKS not in metadata.native:
         prepare(metadata, q.device)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -53,7 +57,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None
         raise MisuseError
     if q.shape[0] != metadata.cu_query[-1] or q.shape[-1] != k.shape[-1]:
         raise MisuseError
-    if q.shape[1] % k.shape[-2] or not (q.dtype is k.dtype is v.dtype):
+    if q.shape[1] % k.shape[-2] or 0 in q.shape[1:]:
+        raise MisuseError
+    if not (q.dtype is k.dtype is v.dtype and q.dtype in FLOATING):
         raise MisuseError
     if not paged:
         if k.shape[0] != metadata.cu_kv[-1]:
@@ -62,6 +68,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None
     if k.shape[1] != metadata.block_size:
         raise MisuseError
     metadata.check_blocks(k.shape[0])
+
+
+def _check_options(scale: Any, causal: Any, window: Any, softcap: Any) -> None:
+    if positive_real(scale) or boolean(causal):
+        raise MisuseError
+    if window is not None and positive_int(window):
+        raise MisuseError
+    if softcap is not None and positive_real(softcap):
+        raise MisuseError
 
 
 def _keys_of(

@@ -17,30 +17,38 @@ from torch.nn import functional
 from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support.attention import attention
-from sagellm_backend.torch_support.misuse import MisuseError
+from sagellm_backend.torch_support.misuse import FLOATING, INDEX, MisuseError, bad_eps
 from sagellm_backend.torch_support.sampling import greedy_sample, sample
 
 
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
+    if table.dtype not in FLOATING or not table.numel():
+        raise MisuseError
     return functional.embedding(ids, table)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+    if weight.dim() != 2 or not weight.numel() or weight.dtype not in FLOATING:
+        raise MisuseError
+    if bias is not None and bias.shape != weight.shape[:1]:
         raise MisuseError
     return functional.linear(x, weight, bias)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[:-2] != b.shape[:-2] or a.dim() < 2:
+    if not a.dim() == b.dim() >= 2 or a.shape[:-2] != b.shape[:-2]:
+        raise MisuseError
+    if a.dtype not in FLOATING or 0 in b.shape[-2:]:
         raise MisuseError
     return torch.matmul(a, b)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    if x.dtype is not weight.dtype or not eps >= 0:
+    if x.dtype is not weight.dtype or x.dtype not in FLOATING or bad_eps(eps):
         raise MisuseError
-    return functional.rms_norm(x, x.shape[-1:], weight, eps)
+    if weight.dim() != 1 or not weight.numel():
+        raise MisuseError
+    return functional.rms_norm(x, weight.shape, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -51,23 +59,30 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    if x.dtype is not weight.dtype or x.dtype is not bias.dtype or not eps >= 0:
+    if not (x.dtype is weight.dtype is bias.dtype and x.dtype in FLOATING) or bad_eps(eps):
         raise MisuseError
-    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    if weight.dim() != 1 or not weight.numel():
+        raise MisuseError
+    return functional.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
-    if x.shape[-1] % 2:
+    size = x.shape[-1]
+    if size % 2 or not size or x.dtype not in FLOATING:
         raise MisuseError
     gate, up = x.chunk(2, -1)
     return functional.silu(gate) * up
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    if x.dtype not in FLOATING:
+        raise MisuseError
     return functional.gelu(x, approximate=approximate)
 
 
 def softmax(x: Tensor) -> Tensor:
+    if not x.shape[-1] or x.dtype not in FLOATING:
+        raise MisuseError
     return functional.softmax(x, -1)
 
 
@@ -78,7 +93,11 @@ def rope(
         raise MisuseError
     if positions.shape != q.shape[:1] or cos_sin.dtype is not torch.float32:
         raise MisuseError
-    if style not in ("neox", "gptj") or cos_sin.shape[1] > q.shape[2]:
+    if q.dtype not in FLOATING or 0 in q.shape[1:] or not k.shape[1]:
+        raise MisuseError
+    if cos_sin.dim() != 2 or cos_sin.shape[1] > q.shape[2] or cos_sin.shape[1] % 2:
+        raise MisuseError
+    if style not in ("neox", "gptj") or not cos_sin.numel():
         raise MisuseError
     cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, -1)
     return _rotate(q, cos, sin, style), _rotate(k, cos, sin, style)
@@ -109,6 +128,10 @@ def kv_write(
     if key.shape[1:] != key_cache.shape[2:] or slots.shape != key.shape[:1] or key.dim() != 3:
         raise MisuseError
     if not (key.dtype is value.dtype is key_cache.dtype is value_cache.dtype):
+        raise MisuseError
+    if key.dtype not in FLOATING or slots.dtype not in INDEX or 0 in key.shape[1:]:
+        raise MisuseError
+    if not key_cache.shape[1]:
         raise MisuseError
     _write_slots(key, value, key_cache, value_cache, slots.long())
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sagellm_backend.torch_support.misuse import MisuseError
+from sagellm_backend.torch_support.misuse import FLOATING, INDEX, MisuseError
 
 
 def greedy_sample(logits: Tensor) -> Tensor:
-    if logits.dim() != 2 or not logits.is_floating_point():
-        raise MisuseError
+    _check_logits(logits)
     return logits.argmax(-1)
 
 
 def sample(
     logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
 ) -> Tensor:
-    rows = logits.shape[:1]
-    if logits.dim() != 2 or not all(
-        argument.shape == rows for argument in (uniform, temperature, top_k, top_p)
-    ):
+    _check_logits(logits)
+    rows, fractions = logits.shape[:1], (uniform, temperature, top_p)
+    if any(argument.shape != rows for argument in (*fractions, top_k)):
+        raise MisuseError
+    if top_k.dtype not in INDEX or any(one.dtype is not torch.float32 for one in fractions):
         raise MisuseError
     greedy = temperature == 0
     scaled = logits.double() / torch.where(greedy, 1.0, temperature.double()).unsqueeze(1)
@@ -36,3 +36,8 @@ def sample(
     drawn = (cumulative <= target).sum(-1).minimum(kept.sum(-1) - 1)
     drawn = torch.where(greedy, 0, drawn)
     return ids.gather(1, drawn.unsqueeze(1)).squeeze(1)
+
+
+def _check_logits(logits: Tensor) -> None:
+    if logits.dim() != 2 or not logits.shape[1] or logits.dtype not in FLOATING:
+        raise MisuseError

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sagellm_backend.torch_support.misuse import MisuseError
+from sagellm_backend.torch_support.misuse import FLOATING, MisuseError, bad_eps
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Half types: normalise in fp32, round, then scale, which is the order that models train with."""
-    if x.dtype is not weight.dtype or weight.shape != x.shape[-1:] or not eps >= 0:
+    dtype = x.dtype
+    if dtype is not weight.dtype or weight.dim() != 1 or not weight.numel() or bad_eps(eps):
         raise MisuseError
-    if x.dtype is torch.float32:
+    if dtype is torch.float32:
         return functional.rms_norm(x, weight.shape, weight, eps)
+    if dtype not in FLOATING or x.shape[-1:] != weight.shape:
+        raise MisuseError
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return wide.mul_(scale).to(x.dtype).mul_(weight)
+    return wide.mul_(scale).to(dtype).mul_(weight)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
