@@ -61,7 +61,7 @@ class Generator:
             while waiting and self._admit(waiting[0]):
                 running.append(waiting.pop(0))
             logits = self.model.step(running, self.pool)
-            next_ids = self._choose(logits, len(running)).tolist()
+            next_ids = self._choose(logits, len(running))
             for sequence, token in zip(list(running), next_ids, strict=True):
                 sequence.tokens.append(token)
                 sequence.pending = np.array([token])
@@ -83,18 +83,19 @@ class Generator:
         sequence.blocks = self.pool.alloc(needed)
         return True
 
-    def _choose(self, logits: Any, count: int) -> np.ndarray:
-        backend, how = self.model.backend, self.sampling
+    def _choose(self, logits: Any, count: int) -> list[int]:
+        backend, how, op = self.model.backend, self.sampling, self.model.op
         if how.temperature == 0:
-            return backend.to_numpy(self.model.op["greedy_sample"](logits))
-        rows = (
-            self.rng.random(count, np.float32),
-            np.full(count, how.temperature, np.float32),
-            np.full(count, how.top_k, np.int32),
-            np.full(count, how.top_p, np.float32),
-        )
-        drawn = self.model.op["sample"](logits, *(backend.from_numpy(row) for row in rows))
-        return backend.to_numpy(drawn)
+            drawn = op["greedy_sample"](logits)
+        else:
+            rows = (
+                self.rng.random(count, np.float32),
+                np.full(count, how.temperature, np.float32),
+                np.full(count, how.top_k, np.int32),
+                np.full(count, how.top_p, np.float32),
+            )
+            drawn = op["sample"](logits, *(backend.from_numpy(row) for row in rows))
+        return [int(token) for token in backend.to_numpy(drawn)]
 
 
 class Printer:

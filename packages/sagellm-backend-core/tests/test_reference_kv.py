@@ -154,6 +154,13 @@ class TestPools:
                 backend.kv_pool(LAYOUT, 5)
             assert backend.kv_pool(LAYOUT, 4).num_free == 4
 
+    def test_an_alignment_beyond_the_claim_is_refused(self, backend):
+        limit = backend.capability().kv.alignment
+        wide = replace(LAYOUT, num_kv_heads=16, block_size=limit // 256, head_dim=16)
+        assert backend.kv_pool(replace(wide, alignment=limit), 2).num_free == 2
+        with pytest.raises(CapabilityError, match="alignment"):
+            backend.kv_pool(replace(wide, block_size=limit // 128, alignment=2 * limit), 2)
+
     def test_int4_and_wide_indices_are_not_offered(self, backend):
         for change in ({"dtype": DType.INT4, "alignment": 1}, {"index_dtype": DType.INT64}):
             with pytest.raises(CapabilityError):

@@ -72,7 +72,8 @@ class KVCapability:
     """What KV pools may look like here.
 
     ``block_sizes`` is the tuple of allowed tokens per block; empty means any from 1 up to
-    ``max_block_size``. ``orders`` and ``packings`` use the words of :class:`KVLayout`.
+    ``max_block_size``. ``orders`` and ``packings`` use the words of :class:`KVLayout`, and
+    ``alignment`` is the largest that a layout may ask for.
     """
 
     dtypes: tuple[DType, ...] = ()
@@ -92,6 +93,7 @@ class KVCapability:
             ("packing", layout.packing, self.packings),
             ("block_size", layout.block_size, sizes),
             ("index_dtype", layout.index_dtype, (self.index_dtype,)),
+            ("alignment", layout.alignment, range(1, self.alignment + 1)),
         )
         for name, value, offered in claims:
             if value not in offered:

@@ -106,7 +106,8 @@ def _numpy_dtype(dtype: DType) -> np.dtype[Any]:
         DType.FP8: ml_dtypes.float8_e4m3fn,
         DType.INT4: ml_dtypes.int4,
     }
-    return np.dtype(special.get(dtype, dtype.value))
+    found: np.dtype[Any] = np.dtype(special.get(dtype, dtype.value))
+    return found
 
 
 @lru_cache(maxsize=256)

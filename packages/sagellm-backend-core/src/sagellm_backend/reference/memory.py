@@ -17,6 +17,10 @@ DEVICE_BYTES = 1 << 30
 """Memory of each simulated device, unless the config sets a limit."""
 
 ALIGNMENT = 64
+"""Every allocation starts at a multiple of this."""
+
+MAX_ALIGNMENT = 1 << 21
+"""The largest alignment that a KV layout may ask for."""
 
 
 class Storage:

@@ -29,7 +29,7 @@ from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.reference import kernels
 from sagellm_backend.reference.arrays import HOST, DeviceArray
 from sagellm_backend.reference.kv import ReferenceKVCopyPlan, ReferenceKVPool
-from sagellm_backend.reference.memory import ALIGNMENT, DEVICE_BYTES, charged_storage
+from sagellm_backend.reference.memory import DEVICE_BYTES, MAX_ALIGNMENT, charged_storage
 from sagellm_backend.reference.spec import DEVICE_COUNT
 from sagellm_backend.reference.streams import ReferenceEvent, ReferenceStream, Workers, settle
 from sagellm_backend.streams import entered_stream
@@ -109,7 +109,7 @@ class ReferenceProvider(BackendProvider):
             array_framework=self.array_framework,
             features=_FEATURES,
             operations=dict.fromkeys(OPERATIONS, FLOATING),
-            kv=KVCapability(_KV_DTYPES, ORDERS, PACKINGS, alignment=ALIGNMENT),
+            kv=KVCapability(_KV_DTYPES, ORDERS, PACKINGS, alignment=MAX_ALIGNMENT),
             devices=tuple(
                 DeviceInfo(index, _NAME, total, _ARRAY_DTYPES) for index in range(DEVICE_COUNT)
             ),

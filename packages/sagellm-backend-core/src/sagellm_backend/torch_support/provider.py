@@ -31,12 +31,15 @@ class TorchProvider(BackendProvider):
     """The dtypes that every operation computes in."""
 
     @abstractmethod
-    def _allocate(self, nbytes: int, place: Place) -> torch.Tensor:
-        """``nbytes`` of uninitialised memory as an uint8 tensor, charged to nobody."""
+    def _allocate(self, nbytes: int, place: Place, alignment: int) -> torch.Tensor:
+        """Uninitialised memory as an uint8 tensor that starts at a multiple of ``alignment``.
+
+        Charged to nobody.
+        """
 
     @abstractmethod
     def _allocate_charged(self, nbytes: int, place: Place) -> torch.Tensor:
-        """The same, charged as ``other`` until its storage dies."""
+        """Uninitialised memory, charged as ``other`` until its storage dies."""
 
     def torch_device(self, device: str) -> torch.device:
         """The torch device behind one of our device strings."""
@@ -74,7 +77,7 @@ class TorchProvider(BackendProvider):
             array.copy_(as_tensor(values))
 
     def _kv_pool(self, layout: KVLayout, num_blocks: int, place: Place) -> KVPool:
-        memory = self._allocate(layout.nbytes(num_blocks), place)
+        memory = self._allocate(layout.nbytes(num_blocks), place, layout.alignment)
         return TorchKVPool(self, layout, num_blocks, place.location, place.device, memory)
 
     def _kv_copy_plan(self, source: KVPool, target: KVPool) -> KVCopyPlan:

@@ -15,16 +15,16 @@ ALIGNMENT = 64
 """Every allocation starts at a multiple of this: one cache line, one AVX-512 register."""
 
 
-def allocate(nbytes: int) -> torch.Tensor:
-    """``nbytes`` of aligned, uninitialised memory as an uint8 tensor."""
-    return torch.from_numpy(_aligned(nbytes))
+def allocate(nbytes: int, alignment: int = ALIGNMENT) -> torch.Tensor:
+    """Uninitialised memory that starts at a multiple of ``alignment``, as an uint8 tensor."""
+    return torch.from_numpy(_aligned(nbytes, max(alignment, ALIGNMENT)))
 
 
 def allocate_charged(nbytes: int, ledger: MemoryLedger) -> torch.Tensor:
-    """The same, charged to ``ledger`` until no tensor uses the memory any more."""
+    """Memory aligned to :data:`ALIGNMENT`, charged to ``ledger`` until no tensor uses it."""
     ledger.charge(nbytes, "other")
     try:
-        memory = _aligned(nbytes)
+        memory = _aligned(nbytes, ALIGNMENT)
     except BaseException:
         ledger.release(nbytes, "other")
         raise
@@ -33,9 +33,9 @@ def allocate_charged(nbytes: int, ledger: MemoryLedger) -> torch.Tensor:
     return torch.from_numpy(memory)
 
 
-def _aligned(nbytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def _aligned(nbytes: int, alignment: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     try:
-        raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+        raw = np.empty(nbytes + alignment, np.uint8)
     except MemoryError as error:
         total, free = machine.memory()
         raise OutOfMemoryError(
@@ -45,5 +45,5 @@ def _aligned(nbytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
             free=free,
             limit=total,
         ) from error
-    start = -raw.ctypes.data % ALIGNMENT
+    start = -raw.ctypes.data % alignment
     return raw[start : start + nbytes]

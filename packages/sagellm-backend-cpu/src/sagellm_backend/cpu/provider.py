@@ -20,6 +20,7 @@ from sagellm_backend.cpu.streams import CPUEvent, CPUStream
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
 from sagellm_backend.hooks import Place
+from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support.kernels import register
@@ -37,6 +38,7 @@ _FEATURES = frozenset(
         Feature.DLPACK,
     }
 )
+_MAX_ALIGNMENT = 1 << 21
 _KV_DTYPES = (DType.FP32, DType.FP16, DType.BF16, DType.FP8, DType.INT8)
 
 
@@ -93,13 +95,13 @@ class CPUBackendProvider(TorchProvider):
             array_framework=self.array_framework,
             features=_FEATURES,
             operations={item.name: self.compute_dtypes for item in offered},
-            kv=KVCapability(_KV_DTYPES, ("NHD", "HND"), ("separate", "packed")),
+            kv=KVCapability(_KV_DTYPES, ORDERS, PACKINGS, alignment=_MAX_ALIGNMENT),
             devices=(device,),
             versions={"torch": torch.__version__},
         )
 
-    def _allocate(self, nbytes: int, place: Place) -> torch.Tensor:
-        return memory.allocate(nbytes)
+    def _allocate(self, nbytes: int, place: Place, alignment: int) -> torch.Tensor:
+        return memory.allocate(nbytes, alignment)
 
     def _allocate_charged(self, nbytes: int, place: Place) -> torch.Tensor:
         return memory.allocate_charged(nbytes, self._ledgers.of(place.device))
