@@ -11,15 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from sagellm_backend.conformance.operations import Finding, examine_operations
-from sagellm_backend.errors import BackendError
+from sagellm_backend.entries import EntryState
+from sagellm_backend.errors import BackendError, InvalidArgumentError
 from sagellm_backend.ops.args import FLOATING
-from sagellm_backend.registry import get_provider
+from sagellm_backend.registry import get_provider, report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if every case passed, 1 if one failed, 2 if there is no such backend here."""
+    """0 if every case passed, 1 if one failed, 2 for bad usage, 3 if a backend is not available."""
     parser = argparse.ArgumentParser(prog="python -m sagellm_backend.conformance")
-    parser.add_argument("--backend", required=True, help="name of the backend to examine")
+    parser.add_argument(
+        "--backend",
+        action="append",
+        help="backend to examine; may be repeated (default: all that are available)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default 0)")
     parser.add_argument("--json", action="store_true", help="print findings as JSON")
     parser.add_argument(
@@ -30,21 +35,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        provider = get_provider(options.backend)
+        providers = [get_provider(name) for name in options.backend or _available()]
     except BackendError as error:
         sys.stderr.write(f"{error}\n")
-        return 2
-    findings = examine_operations(provider, options.dtype or FLOATING, options.seed)
+        return 2 if isinstance(error, InvalidArgumentError) else 3
+    found: dict[str, list[Finding]] = {}
+    for provider in providers:
+        with provider, Console(stderr=True).status(f"Examining {provider.name}"):
+            dtypes = options.dtype or FLOATING
+            found[provider.name] = examine_operations(provider, dtypes, options.seed)
     if options.json:
-        sys.stdout.write(json.dumps([item.to_dict() for item in findings], indent=2) + "\n")
+        plain = {name: [item.to_dict() for item in items] for name, items in found.items()}
+        sys.stdout.write(json.dumps(plain, indent=2) + "\n")
     else:
-        _print(findings)
-    return 0 if all(item.passed for item in findings) else 1
+        for name, items in found.items():
+            _print(name, items)
+    return 0 if all(item.passed for items in found.values() for item in items) else 1
 
 
-def _print(findings: Sequence[Finding]) -> None:
+def _available() -> list[str]:
+    return [item.name for item in report().found if item.state is EntryState.AVAILABLE]
+
+
+def _print(backend: str, findings: Sequence[Finding]) -> None:
     """One line per operation and dtype, and one per failure."""
-    table = Table("operation", "dtype", "passed", "failed", "refused", "highest r / bound")
+    heads = ("operation", "dtype", "passed", "failed", "refused", "highest r / bound")
+    table = Table(*heads, title=f"Backend {backend}")
     groups = dict.fromkeys((item.operation, item.dtype) for item in findings)
     for group in groups:
         members = [item for item in findings if (item.operation, item.dtype) == group]
