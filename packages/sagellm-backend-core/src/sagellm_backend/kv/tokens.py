@@ -127,7 +127,7 @@ class TokenBlocks:
                 "before, or another provider gave it.",
                 hint="Free each block once, with the provider that allocated it.",
             )
-        if not _same(held.block, block):
+        if held.block is not block and not _same(held.block, block):
             raise InvalidArgumentError(
                 f"KV block {held.block.handle} was given out as {held.block}, not as this.",
                 hint="Use the blocks that kv_block_alloc() returned, unchanged.",
