@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -65,7 +66,10 @@ class CPUBackendProvider(TorchProvider):
     def _device_name(self, index: int) -> str:
         return "cpu"
 
-    def _device_memory(self, device: str) -> tuple[int, int]:
+    def _account(self, place: Place) -> str:
+        return place.device
+
+    def _device_memory(self, account: str) -> tuple[int, int]:
         return machine.memory()
 
     def _features(self) -> frozenset[Feature]:
@@ -96,7 +100,7 @@ class CPUBackendProvider(TorchProvider):
             features=_FEATURES,
             operations={item.name: self.compute_dtypes for item in offered},
             kv=KVCapability(_KV_DTYPES, ORDERS, PACKINGS, alignment=_MAX_ALIGNMENT),
-            devices=(device,),
+            devices=(replace(device, facts=dict(device.facts)),),  # the caller owns the facts
             versions={"torch": torch.__version__},
         )
 
