@@ -6,34 +6,33 @@ Public methods check their arguments and say what holds on every backend; the ho
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.base_comm import CommMethods
+from sagellm_backend.base_kv import KVMethods
 from sagellm_backend.capability import CapabilityDescriptor, Feature
-from sagellm_backend.checks import check_choice, check_int, check_shape, check_type
+from sagellm_backend.checks import check_int, check_shape, check_type
 from sagellm_backend.collectives import Communicator
 from sagellm_backend.config import ProviderConfig
-from sagellm_backend.dtypes import DType
-from sagellm_backend.errors import CapabilityError, InvalidArgumentError, OutOfMemoryError
+from sagellm_backend.errors import InvalidArgumentError, OutOfMemoryError
 from sagellm_backend.graphs import Graph
-from sagellm_backend.hooks import Place
-from sagellm_backend.kv import KVCopyPlan, KVLayout, KVPool
+from sagellm_backend.hooks import HOST
 from sagellm_backend.kv.tokens import TokenBlocks
 from sagellm_backend.memory import MemoryLedgers, MemoryStats
 from sagellm_backend.ops.dispatch import Explanation, KernelTable
-from sagellm_backend.protocol import ProtocolMethods
 from sagellm_backend.streams import Event, Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class BackendProvider(ProtocolMethods):
+class BackendProvider(KVMethods, CommMethods):
     """One backend: its memory, streams, KV cache, kernels and collectives.
 
     Made by ``get_provider``; every call makes a new one, with its own memory accounts and kernels.
@@ -78,16 +77,6 @@ class BackendProvider(ProtocolMethods):
         """What this provider claims, in a descriptor that the caller owns."""
         return self._capability()
 
-    def require(self, feature: Feature) -> None:
-        """Raise :class:`CapabilityError` unless ``feature``, or the one of that name, is declared."""
-        word = Feature(check_choice("feature", feature, [item.value for item in Feature])).value
-        declared = self._features()
-        if word not in declared:
-            listed = ", ".join(sorted(item.value for item in declared))
-            raise CapabilityError(
-                word, self.name, "it is not declared.", hint=f"Declared are {listed}."
-            )
-
     def empty(self, shape: Any, dtype: Any, location: str = "device") -> Any:
         """A native array with unspecified contents; its memory lives as long as the array.
 
@@ -123,11 +112,24 @@ class BackendProvider(ProtocolMethods):
         self._require_native("array", array)
         return self._to_numpy(array)
 
-    def memory_stats(self, device: str | None = None) -> MemoryStats:
-        """Bytes held by this provider on a device, and the device's own figures."""
-        place = self._place("device" if device is None else device)
-        total, free = self._device_memory(place.device)
-        return self._ledgers.of(place.device).stats(device_total=total, device_free=free)
+    def register_host_memory(self, array: npt.NDArray[Any]) -> AbstractContextManager[None]:
+        """Let the device copy from and to host memory that exists already, as if it were pinned.
+
+        The registration lasts until the context is left, and the array must live as long. Needs
+        ``Feature.HOST_REGISTER``.
+        """
+        self._require_open()
+        self.require(Feature.HOST_REGISTER)
+        return self._register_host_memory(check_type("array", array, np.ndarray))
+
+    def memory_stats(self, location: str | None = None) -> MemoryStats:
+        """Bytes held by this provider on a device (or ``"host"``), and the memory's own figures.
+
+        The default device if ``location`` is ``None``.
+        """
+        account = self._account(self._place("device" if location is None else location))
+        total, free = self._device_memory(account)
+        return self._ledgers.of(account).stats(device_total=total, device_free=free)
 
     def clear_cache(self) -> None:
         """Give back memory that is reserved but serves no live array or block."""
@@ -155,38 +157,6 @@ class BackendProvider(ProtocolMethods):
         self._require_open()
         self.require(Feature.GRAPH)
         return self._capture(function, inputs)
-
-    def kv_pool(self, layout: KVLayout, num_blocks: int, location: str = "device") -> KVPool:
-        """A pool of ``num_blocks`` blocks, with its storage allocated.
-
-        The caller closes it; a pool that is garbage-collected gives its memory back too. Raises
-        :class:`CapabilityError` for a layout that this device has no kernels for and
-        :class:`OutOfMemoryError` with the bytes requested and free.
-        """
-        self._require_open()
-        check_type("layout", layout, KVLayout)
-        self._kv_claims.require(layout, self.name)
-        blocks = check_int("num_blocks", num_blocks, high=(1 << 31) - 1)
-        place = self._place(location)
-        self.require(Feature.KV_HOST_POOL if place.location == "host" else Feature.KV_POOL)
-        ledger, nbytes = self._ledgers.of(place.device), layout.nbytes(blocks)
-        ledger.charge(nbytes, "kv")
-        try:
-            pool = self._kv_pool(layout, blocks, place)
-        except BaseException:
-            ledger.release(nbytes, "kv")
-            raise
-        pool.on_close = weakref.finalize(pool, ledger.release, nbytes, "kv")
-        return pool
-
-    def kv_copy_plan(self, source: KVPool, target: KVPool) -> KVCopyPlan:
-        """A plan for copies from one pool to another, both of this provider."""
-        for name, pool in (("source", source), ("target", target)):
-            if check_type(name, pool, KVPool).owner is not self:
-                raise InvalidArgumentError(f"The {name} pool belongs to another provider.")
-        if source.device != target.device:
-            self.require(Feature.KV_PEER_COPY)
-        return self._kv_copy_plan(source, target)
 
     def register_kernel(self, name: str, impl: Callable[..., Any]) -> None:
         """Offer a kernel of the caller's own: it takes precedence under its name."""
@@ -220,27 +190,6 @@ class BackendProvider(ProtocolMethods):
         self._prepare_attention(metadata)
         return metadata
 
-    def communicator(
-        self,
-        rank: int | None = None,
-        world_size: int | None = None,
-        init_method: str | None = None,
-        timeout_s: float = 300.0,
-    ) -> Communicator:
-        """Join a group of processes.
-
-        Without arguments the group is the one that the launcher (torchrun) describes in the
-        environment. ``init_method`` is ``tcp://host:port`` or ``file:///path``. The first open one
-        is the default of :meth:`all_reduce` and :meth:`all_gather`. Raises :class:`CommError`, and
-        :class:`CommTimeoutError` if the others do not come.
-        """
-        self._require_open()
-        self.require(Feature.COLLECTIVE)
-        joined = self._communicator(rank, world_size, init_method, timeout_s)
-        if self._default_communicator is None or self._default_communicator.closed:
-            self._default_communicator = joined
-        return joined
-
     def close(self) -> None:
         """Wait for work, leave groups, drop idle memory. Closing twice is allowed.
 
@@ -262,21 +211,9 @@ class BackendProvider(ProtocolMethods):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _array_dtype(self, dtype: Any) -> DType:
-        parsed = DType.parse(dtype)
-        if parsed not in self._array_dtypes():
-            listed = ", ".join(item.value for item in self._array_dtypes())
-            raise CapabilityError(
-                f"arrays of {parsed.value}", self.name, "no such type.", hint=f"There are {listed}."
-            )
-        return parsed
-
-    def _token_pool(self, layout: KVLayout, num_blocks: int, device: str) -> KVPool:
-        self._kv_claims.require(layout, self.name)
-        return self._kv_pool(layout, num_blocks, Place("device", device))
-
-    def _memory_limit(self, device: str) -> int:
-        return self.config.memory_limit or self._device_memory(device)[0]
+    def _memory_limit(self, account: str) -> int:
+        limit = None if account == HOST else self.config.memory_limit
+        return limit or self._device_memory(account)[0]
 
 
 def _host_array(array: Any) -> npt.NDArray[Any]:

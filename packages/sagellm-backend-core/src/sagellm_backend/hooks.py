@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
 
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from sagellm_backend.graphs import Graph
 from sagellm_backend.kv import KVCopyPlan, KVLayout, KVPool
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.streams import Event, Stream
+
+HOST = "host"
+"""The location, and the account, of host memory."""
 
 
 class Place(NamedTuple):
@@ -67,9 +71,16 @@ class ProviderHooks(ABC):
     def _array_dtypes(self) -> tuple[DType, ...]:
         """The dtypes that arrays can have, index types included."""
 
+    def _account(self, place: Place) -> str:
+        """Whom memory at ``place`` is charged to: its device, or :data:`HOST` beside all of them.
+
+        A device that computes in host memory charges both to itself.
+        """
+        return HOST if place.location == HOST else place.device
+
     @abstractmethod
-    def _device_memory(self, device: str) -> tuple[int, int]:
-        """(total, free) bytes of a device, every process counted."""
+    def _device_memory(self, account: str) -> tuple[int, int]:
+        """(total, free) bytes of a device, or of :data:`HOST`, every process counted."""
 
     @abstractmethod
     def _is_native(self, array: Any) -> bool:
@@ -94,6 +105,10 @@ class ProviderHooks(ABC):
     def _clear_cache(self) -> None:
         """Give the framework's own cached memory back."""
 
+    def _register_host_memory(self, array: npt.NDArray[Any]) -> AbstractContextManager[None]:
+        """A registration, where ``Feature.HOST_REGISTER`` is declared."""
+        raise NotImplementedError
+
     @abstractmethod
     def _kv_pool(self, layout: KVLayout, num_blocks: int, place: Place) -> KVPool:
         """A pool with storage; its bytes are charged by the caller."""
@@ -101,6 +116,14 @@ class ProviderHooks(ABC):
     @abstractmethod
     def _kv_copy_plan(self, source: KVPool, target: KVPool) -> KVCopyPlan:
         """A plan between two pools of this provider."""
+
+    def _kv_export(self, pool: KVPool) -> bytes:
+        """A handle of a pool of this provider, where ``Feature.KV_EXPORT`` is declared."""
+        raise NotImplementedError
+
+    def _kv_open(self, handle: bytes) -> KVPool:
+        """The pool behind a handle, where ``Feature.KV_EXPORT`` is declared."""
+        raise NotImplementedError
 
     @abstractmethod
     def _register_kernels(self, table: KernelTable) -> None:

@@ -11,9 +11,6 @@ import numpy.typing as npt
 from sagellm_backend.errors import InvalidArgumentError, UnavailableError
 from sagellm_backend.reference.memory import Storage
 
-HOST = "host"
-"""The ``device`` of arrays in host memory that devices can copy from, which no kernel takes."""
-
 
 class HostAccessError(InvalidArgumentError, TypeError):
     """The host tried to read, write or compute with the data of a device array."""
@@ -22,7 +19,7 @@ class HostAccessError(InvalidArgumentError, TypeError):
 class DeviceArray:
     """A view of device memory. Made by ``backend.empty`` and ``backend.from_numpy``.
 
-    It shows its shape, dtype, strides and device; whatever would touch its data raises
+    Its device is ``"host"`` where it lies in host memory, which no kernel takes. It shows its shape, dtype, strides and device; whatever would touch its data raises
     :class:`HostAccessError`. Equality and hash are refused and by identity, as for any array.
     Thread-safe; the memory is released with the last view of it.
     """

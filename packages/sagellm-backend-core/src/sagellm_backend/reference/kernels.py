@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sagellm_backend.errors import InvalidArgumentError
+from sagellm_backend.hooks import HOST
 from sagellm_backend.ops import OPERATIONS, Operation
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.ops.shapes import infer
-from sagellm_backend.reference.arrays import HOST, DeviceArray
+from sagellm_backend.reference.arrays import DeviceArray
 
 if TYPE_CHECKING:
     from sagellm_backend.reference.provider import ReferenceProvider

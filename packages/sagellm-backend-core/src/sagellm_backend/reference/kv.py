@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sagellm_backend.errors import DeadlineExceededError, KVTransferError
-from sagellm_backend.hooks import Place
+from sagellm_backend.hooks import HOST, Place
 from sagellm_backend.kv import KVCopyPlan, KVLayout, KVPool, Transfer
 from sagellm_backend.kv.copy import Ids
-from sagellm_backend.reference.arrays import HOST, DeviceArray
+from sagellm_backend.reference.arrays import DeviceArray
 from sagellm_backend.reference.memory import Storage
 from sagellm_backend.reference.streams import ReferenceStream, Task
 from sagellm_backend.streams import Stream

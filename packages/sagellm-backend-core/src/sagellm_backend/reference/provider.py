@@ -20,14 +20,14 @@ from sagellm_backend.capability import CapabilityDescriptor, Feature, KVCapabili
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
-from sagellm_backend.hooks import Place
+from sagellm_backend.hooks import HOST, Place
 from sagellm_backend.kv import KVCopyPlan, KVLayout, KVPool
 from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.ops.args import FLOATING
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.reference import kernels
-from sagellm_backend.reference.arrays import HOST, DeviceArray
+from sagellm_backend.reference.arrays import DeviceArray
 from sagellm_backend.reference.kv import ReferenceKVCopyPlan, ReferenceKVPool
 from sagellm_backend.reference.memory import DEVICE_BYTES, MAX_ALIGNMENT, charged_storage
 from sagellm_backend.reference.spec import DEVICE_COUNT
@@ -123,14 +123,14 @@ class ReferenceProvider(BackendProvider):
     def _array_dtypes(self) -> tuple[DType, ...]:
         return _ARRAY_DTYPES
 
-    def _memory_limit(self, device: str) -> int:
-        del device
-        return self.config.memory_limit or DEVICE_BYTES
+    def _memory_limit(self, account: str) -> int:
+        limit = None if account == HOST else self.config.memory_limit
+        return limit or DEVICE_BYTES
 
-    def _device_memory(self, device: str) -> tuple[int, int]:
-        # The simulated device belongs to this provider alone, and has what the limit allows.
-        total = self._memory_limit(device)
-        held = self._ledgers.of(device).stats(device_total=total, device_free=0)
+    def _device_memory(self, account: str) -> tuple[int, int]:
+        # The simulated memories belong to this provider alone, and have what the limit allows.
+        total = self._memory_limit(account)
+        held = self._ledgers.of(account).stats(device_total=total, device_free=0)
         return total, total - held["reserved_bytes"]
 
     def _is_native(self, array: Any) -> bool:
@@ -138,7 +138,7 @@ class ReferenceProvider(BackendProvider):
 
     def _empty(self, shape: tuple[int, ...], dtype: DType, place: Place) -> DeviceArray:
         nbytes = dtype.nbytes(math.prod(shape))
-        storage = charged_storage(nbytes, self._ledgers.of(place.device))
+        storage = charged_storage(nbytes, self._ledgers.of(self._account(place)))
         device = HOST if place.location == "host" else place.device
         return DeviceArray(storage.memory.view(dtype.numpy).reshape(shape), storage, device)
 
