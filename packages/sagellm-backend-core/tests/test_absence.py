@@ -29,6 +29,7 @@ def backend():
         (Feature.KV_EXPORT, lambda b: b.kv_open(b"handle")),
         (Feature.COLLECTIVE, lambda b: b.communicator()),
     ],
+    ids=["capture", "register_host_memory", "kv_export", "kv_open", "communicator"],
 )
 def test_an_undeclared_feature_is_refused_by_its_name(backend, feature, call):
     assert not backend.capability().supports_feature(feature)
