@@ -61,23 +61,6 @@ def test_a_name_of_a_missing_distribution_says_what_to_install(without, name):
         exec(f"from sagellm_backend import {name}")
 
 
-def test_a_missing_framework_is_not_taken_for_a_missing_distribution():
-    pytest.importorskip("sagellm_backend.cpu")
-    code = """
-import sys
-sys.modules["torch"] = None
-import sagellm_backend
-try:
-    sagellm_backend.CPUBackendProvider
-except ModuleNotFoundError as error:
-    assert error.name == "torch", error
-    assert "install" not in str(error)
-else:
-    raise SystemExit("loaded without torch")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.parametrize("name", ["nothing", "Provider", "_HOME", "cuda_"])
 def test_unknown_names_are_attribute_errors(name):
     with pytest.raises(AttributeError, match=name):

@@ -199,10 +199,10 @@ def test_attention_is_the_naive_loop(
         metadata = AttentionMetadata.build(query, kv)
         shape = (sum(kv), kv_heads, 4)
     else:
-        ids = iter(rng.permutation(40).tolist())
+        ids = iter(rng.permutation(48).tolist())
         table = [[next(ids) for _ in range(-(-length // block_size))] for length in kv]
         metadata = AttentionMetadata.build(query, kv, table, block_size)
-        shape = (40, block_size, kv_heads, 4)
+        shape = (48, block_size, kv_heads, 4)
     q = f32(rng.normal(size=(sum(query), group * kv_heads, 4)))
     k, v = f32(rng.normal(size=shape)), f32(rng.normal(size=shape))
     options = {"scale": 0.7, "causal": causal, "window": window, "softcap": softcap}
