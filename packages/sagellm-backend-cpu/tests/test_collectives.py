@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -92,6 +94,25 @@ def test_three_processes_of_which_one_dies(tmp_path):
     assert statuses == [0, 0, 9], printed
     for rank in range(2):
         assert outcomes(tmp_path, rank) == dict.fromkeys(checks_of("trio"), "ok")
+
+
+def test_multiprocessing_spawn(tmp_path, monkeypatch):
+    # A spawned child imports the function by name, from the parent's path.
+    monkeypatch.syspath_prepend(str(JOBS))
+    spawned = importlib.import_module("spawned")
+    context = multiprocessing.get_context("spawn")
+    method = f"file://{tmp_path}/group"
+    ranks = [
+        context.Process(target=spawned.work, args=(rank, 2, method, str(tmp_path)))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(LIMIT_S)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    told = {(tmp_path / f"{rank}.txt").read_text() for rank in range(2)}
+    assert told == {"[11.0, 11.0, 11.0] [[1.0, 1.0, 1.0], [10.0, 10.0, 10.0]]"}
 
 
 def test_torchrun(tmp_path):
