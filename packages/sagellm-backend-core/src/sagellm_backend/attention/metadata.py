@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from sagellm_backend.checks import check_int
+from sagellm_backend.checks import check_int, shown
 from sagellm_backend.errors import InvalidArgumentError
 
 Mode = Literal["ragged_prefill", "paged_prefill", "paged_decode"]
@@ -190,14 +190,15 @@ def _frozen(array: Array) -> Array:
 def _integers(name: str, values: Any) -> Array:
     """An int64 array of our own."""
     try:
-        array = np.array(values)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"{name} is no host array of integers: {error}.") from None
+        # Not np.array: it asks for a copy in a way that tensors of torch do not know.
+        array = np.asarray(values)
+    except Exception as error:
+        raise InvalidArgumentError(f"{name} is no host array of integers: {error}.") from error
     if array.size and array.dtype.kind not in "iu":
-        raise InvalidArgumentError(f"{name} must be integers, not {array.dtype} {values!r:.60}.")
+        raise InvalidArgumentError(f"{name} must be integers, not {array.dtype} {shown(values)}.")
     if array.size and not -_INT32_MAX <= int(array.min()) <= int(array.max()) <= _INT32_MAX:
         raise InvalidArgumentError(f"{name} holds {array.max()}, the limit is {_INT32_MAX}.")
-    return array.astype(np.int32)
+    return np.array(array, np.int32)
 
 
 def _lengths(name: str, values: Any) -> Array:

@@ -42,8 +42,8 @@ class TorchProvider(BackendProvider):
         """Uninitialised memory, charged as ``other`` until its storage dies."""
 
     def torch_device(self, device: str) -> torch.device:
-        """The torch device behind one of our device strings."""
-        return torch.device(device)
+        """The torch device behind one of our device strings; others are refused."""
+        return torch.device(self._place(device).device)
 
     def _array_dtypes(self) -> tuple[DType, ...]:
         return tuple(TORCH_DTYPES)
