@@ -20,6 +20,9 @@ from sagellm_backend.torch_support.attention import attention
 from sagellm_backend.torch_support.misuse import FLOATING, INDEX, MisuseError, bad_eps
 from sagellm_backend.torch_support.sampling import greedy_sample, sample
 
+# Found once: every call would otherwise look them up, and pass a wrapper on the way.
+_linear, _rms_norm = functional.linear, torch.rms_norm
+
 
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
     if table.dtype not in FLOATING or not table.numel():
@@ -32,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise MisuseError
     if bias is not None and bias.shape != weight.shape[:1]:
         raise MisuseError
-    return functional.linear(x, weight, bias)
+    return _linear(x, weight, bias)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         raise MisuseError
     if weight.dim() != 1 or not weight.numel():
         raise MisuseError
-    return functional.rms_norm(x, weight.shape, weight, eps)
+    return _rms_norm(x, weight.shape, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

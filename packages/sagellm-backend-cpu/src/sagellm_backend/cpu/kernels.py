@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sagellm_backend.torch_support.misuse import FLOATING, MisuseError, bad_eps
+
+_FP32, _rms_norm = torch.float32, torch.rms_norm
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -17,8 +18,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     dtype = x.dtype
     if dtype is not weight.dtype or weight.dim() != 1 or not weight.numel() or bad_eps(eps):
         raise MisuseError
-    if dtype is torch.float32:
-        return functional.rms_norm(x, weight.shape, weight, eps)
+    if dtype is _FP32:
+        return _rms_norm(x, weight.shape, weight, eps)
     if dtype not in FLOATING or x.shape[-1:] != weight.shape:
         raise MisuseError
     wide = x.float()
