@@ -23,7 +23,7 @@ NAMES = tuple(OPERATIONS)
 # What no argument of any operation may be.
 JUNK = ("x", b"x", [1.0], (2,), {}, object(), 1j)
 # What statics may not be; a value that is good for an operation is not counted as misuse.
-BAD_STATICS = (float("nan"), float("inf"), -1.0, 0, -1, 2.5, True, None, "junk")
+BAD_STATICS = (float("nan"), float("inf"), -1.0, 0.0, 0, -1, 2.5, True, None, "junk")
 OTHER_DTYPES = (
     torch.float32,
     torch.float16,
