@@ -61,6 +61,7 @@ class BackendProvider(KVMethods, CommMethods):
             to_numpy=self.to_numpy,
             from_numpy=self.from_numpy,
             write_back=self._write_back,
+            is_native=self._is_native,
             policy=self.config.fallback,
             reference_only=self.config.reference_only,
         )

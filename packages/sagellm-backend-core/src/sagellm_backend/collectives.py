@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from sagellm_backend.checks import check_int, check_seconds, check_type
+from sagellm_backend.checks import check_int, check_seconds, check_type, shown
 from sagellm_backend.errors import InvalidArgumentError, UnavailableError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ReduceOp(str, Enum):
         except ValueError:
             known = ", ".join(member.value for member in cls)
             raise InvalidArgumentError(
-                f"{value!r} is not a reduction.", hint=f"Known are {known}."
+                f"{shown(value)} is not a reduction.", hint=f"Known are {known}."
             ) from None
 
 

@@ -38,7 +38,8 @@ class KernelTable:
     """The implementations of one provider. Thread-safe.
 
     ``to_numpy(array)``, ``from_numpy(host_array)`` and ``write_back(array, host_array)`` carry
-    arrays to the reference and back; without them nothing can fall back. ``policy`` is one for all
+    arrays to the reference and back; without them nothing can fall back. ``is_native(array)`` tells
+    a foreign array when a call has failed. ``policy`` is one for all
     operations, or a mapping by operation with ``"*"`` for the rest, else ``strict``. With
     ``reference_only`` the reference computes every operation, whatever is registered.
     """
@@ -50,12 +51,14 @@ class KernelTable:
         to_numpy: Callable[[Any], Any] | None = None,
         from_numpy: Callable[[Any], Any] | None = None,
         write_back: Callable[[Any, Any], None] | None = None,
+        is_native: Callable[[Any], bool] | None = None,
         policy: Policy | str | Mapping[str, Any] = Policy.STRICT,
         reference_only: bool = False,
     ) -> None:
         self.provider = provider
         self.reference_only = reference_only
         self._hooks = (to_numpy, from_numpy, write_back)
+        self._is_native = is_native
         if reference_only:
             self._require_hooks("reference_only")
         by_name = policy if isinstance(policy, Mapping) else {"*": policy}
@@ -217,7 +220,7 @@ class KernelTable:
         for item in self._implementations.get(operation.name, ()):
             if not item.reasons(static):
                 wrap = guard_any if item.name.startswith(CUSTOM) else guard
-                return wrap(operation, item.name, item.fn)
+                return wrap(operation, item.name, item.fn, self._is_native)
         reasons = _reasons(operation, self._candidates(operation, static))
         policy = self.policy(operation.name)
         if policy is Policy.STRICT:
@@ -261,7 +264,7 @@ class KernelTable:
             outputs = tuple(from_numpy(values) for values in results[:count])
             return outputs[0] if count == 1 else outputs or None
 
-        return guard(operation, REFERENCE, compute)
+        return guard(operation, REFERENCE, compute, self._is_native)
 
     def _require_hooks(self, what: str) -> None:
         if None in self._hooks:

@@ -16,6 +16,8 @@ from sagellm_backend.errors import (
 from sagellm_backend.ops.implementation import Kernel
 from sagellm_backend.ops.table import Operation, operation
 
+IsNative = Callable[[Any], bool]
+
 _TEMPLATE = """\
 def make(fn, explain, BackendError, {defaults}):
     def {name}({parameters}):
@@ -30,21 +32,25 @@ def make(fn, explain, BackendError, {defaults}):
 """
 
 
-def guard(target: Operation, implementation: str, fn: Kernel) -> Kernel:
+def guard(
+    target: Operation, implementation: str, fn: Kernel, is_native: IsNative | None = None
+) -> Kernel:
     """``fn`` with the signature of its operation, and its failures explained.
 
     ``fn`` is called with the arrays by position and keyword-only arguments by keyword, defaults
-    filled in.
+    filled in. ``is_native`` tells the provider's arrays from others.
     """
 
     def explain(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> BackendError:
-        return explain_failure(target, implementation, args, kwargs, error)
+        return explain_failure(target, implementation, args, kwargs, error, is_native)
 
     guarded: Kernel = _maker(target.name)(fn, explain)
     return guarded
 
 
-def guard_any(target: Operation, implementation: str, fn: Kernel) -> Kernel:
+def guard_any(
+    target: Operation, implementation: str, fn: Kernel, is_native: IsNative | None = None
+) -> Kernel:
     """Like :func:`guard`, for a ``fn`` that may have a signature of its own."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +59,7 @@ def guard_any(target: Operation, implementation: str, fn: Kernel) -> Kernel:
         except BackendError:
             raise
         except Exception as error:
-            raise explain_failure(target, implementation, args, kwargs, error) from error
+            raise explain_failure(target, implementation, args, kwargs, error, is_native) from error
 
     return call
 
@@ -109,12 +115,21 @@ def explain_failure(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     error: Exception,
+    is_native: IsNative | None = None,
 ) -> BackendError:
     """What a failed call means: a bad argument, too little memory, or a fault of the kernel."""
     try:
-        target.check(target.bind(args, kwargs))
+        arguments = target.bind(args, kwargs)
+        target.check(arguments)
     except InvalidArgumentError as refusal:
         return refusal
+    for name in target.args:
+        value = arguments[name]
+        if is_native is not None and value is not None and not is_native(value):
+            return InvalidArgumentError(
+                f"{target.name}: {name} is no array of this backend but a {type(value).__name__}.",
+                hint="Make one with backend.from_numpy(...).",
+            )
     if isinstance(error, IndexError):
         return InvalidArgumentError(
             f"{target.name}: an id, position or slot lies outside of its array: {error}.",

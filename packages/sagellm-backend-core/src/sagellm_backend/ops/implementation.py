@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from sagellm_backend.checks import shown
 from sagellm_backend.errors import InvalidArgumentError
 
 Kernel = Callable[..., Any]
@@ -35,7 +36,7 @@ class Policy(str, Enum):
         except ValueError:
             words = ", ".join(member.value for member in cls)
             raise InvalidArgumentError(
-                f"{value!r} is no fallback policy.", hint=f"There are {words}."
+                f"{shown(value)} is no fallback policy.", hint=f"There are {words}."
             ) from None
 
 

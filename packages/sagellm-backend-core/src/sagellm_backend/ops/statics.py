@@ -38,7 +38,8 @@ def positive_int(value: Any) -> str | None:
 def positive_real(value: Any) -> str | None:
     """Accept a finite number above 0."""
     good = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return None if good and math.isfinite(value) and value > 0 else "a positive finite number"
+    # Compared, not converted: an integer may be larger than any float.
+    return None if good and 0 < value < math.inf else "a positive finite number"
 
 
 def boolean(value: Any) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sagellm_backend.capability import KernelKind
+from sagellm_backend.checks import shown
 from sagellm_backend.dtypes import DType, dtype_of
 from sagellm_backend.errors import InvalidArgumentError, OperatorNotFoundError
 from sagellm_backend.ops.args import Accuracy, Arg
@@ -220,7 +221,7 @@ class Operation:
     def _check_static(self, name: str, value: Any) -> None:
         wanted = self.statics[name].rule(value)
         if wanted:
-            raise InvalidArgumentError(f"{self.name}: {name} is {value!r}, wanted {wanted}.")
+            raise InvalidArgumentError(f"{self.name}: {name} is {shown(value)}, wanted {wanted}.")
 
 
 _OPERATIONS: dict[str, Operation] = {}
