@@ -9,12 +9,14 @@ from sagellm_backend.spec import PRIORITIES, BackendSpec, Probe
 DEVICE_COUNT = 2
 """Devices that the reference backend simulates."""
 
+_COMPUTED = (DType.FP32, DType.BF16, DType.FP16)
+
 
 def probe() -> Probe:
     """Always available: the devices are simulated."""
     return Probe.available(
         *(
-            DeviceInfo(index, "NumPy reference device", dtypes=tuple(DType))
+            DeviceInfo(index, "NumPy reference device", dtypes=_COMPUTED)
             for index in range(DEVICE_COUNT)
         )
     )
