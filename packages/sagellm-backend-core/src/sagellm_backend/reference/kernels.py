@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.hooks import HOST
 from sagellm_backend.ops import OPERATIONS, Operation
+from sagellm_backend.ops.args import FLOATING
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.ops.shapes import infer
 from sagellm_backend.reference.arrays import DeviceArray
@@ -21,7 +23,14 @@ if TYPE_CHECKING:
 def register(table: KernelTable, provider: ReferenceProvider) -> None:
     """Offer every operation, in every dtype that it is defined for."""
     for operation in OPERATIONS.values():
-        table.register(operation.name, make_kernel(operation, provider), name="numpy")
+        kernel = make_kernel(operation, provider)
+        table.register(operation.name, kernel, name="numpy", supports=_supports)
+
+
+def _supports(dtype: DType | None = None, **_: Any) -> list[str]:
+    if dtype is None or dtype in FLOATING:
+        return []
+    return [f"{dtype.value} is not computed in, only {', '.join(item.value for item in FLOATING)}"]
 
 
 def make_kernel(operation: Operation, provider: ReferenceProvider) -> Callable[..., Any]:
