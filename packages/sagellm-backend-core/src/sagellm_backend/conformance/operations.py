@@ -107,7 +107,7 @@ def _run(provider: Any, operation: Operation, dtype: DType, case: Case) -> Findi
     except Exception as error:  # noqa: BLE001 - whatever a provider raises is its finding
         return Finding(name, word, case.label, passed=False, detail=_describe(error))
     try:
-        found = _compute(provider, operation, kernel, arguments, dtype, exact=case.exact)
+        found = judge(provider, operation, kernel, arguments, dtype, exact=case.exact)
     except Exception as error:  # noqa: BLE001 - whatever a provider raises is its finding
         return Finding(name, word, case.label, passed=False, detail=_describe(error))
     return Finding(
@@ -115,16 +115,21 @@ def _run(provider: Any, operation: Operation, dtype: DType, case: Case) -> Findi
     )
 
 
-def _compute(
+def judge(
     provider: Any,
     operation: Operation,
     kernel: Any,
     arguments: Mapping[str, Any],
     dtype: DType,
     *,
-    exact: bool,
+    exact: bool = False,
 ) -> Ratio:
-    native = {name: _to_native(provider, value) for name, value in arguments.items()}
+    """How near ``kernel`` comes to the reference for ``arguments`` on the host.
+
+    A result of the wrong form, and an argument that it changed without being asked to, are
+    infinitely far. What ``provider`` or ``kernel`` raise passes.
+    """
+    native = {name: to_native(provider, value) for name, value in arguments.items()}
     result = kernel(**native)
     outputs = result if isinstance(result, tuple) else (result,) * len(operation.returns)
     if not operation.returns and result is not None:
@@ -140,7 +145,8 @@ def _compute(
     return ratio(operation, arguments, got, dtype, exact=exact)
 
 
-def _to_native(provider: Any, value: Any) -> Any:
+def to_native(provider: Any, value: Any) -> Any:
+    """One argument of a call as ``provider`` takes it: arrays and metadata made its own."""
     if isinstance(value, np.ndarray):
         return provider.from_numpy(value)
     if isinstance(value, AttentionMetadata):
