@@ -6,16 +6,15 @@ import hashlib
 import inspect
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 from sagellm_backend.capability import CapabilityDescriptor, Feature
 from sagellm_backend.checks import check_choice, check_int
 from sagellm_backend.conformance.errors import HarnessError
+from sagellm_backend.conformance.ids import require_unique, word_of
 from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.spec import describe
 
@@ -30,7 +29,6 @@ DEPTHS = ("smoke", "standard", "stress")
 """How much is run; a case of one depth runs at every deeper one too."""
 
 _DECLARED = "__conformance_cases__"
-_WORD = re.compile(r"[A-Za-z0-9_.,:+x-]+")
 
 CaseFunction = TypeVar("CaseFunction", bound=Callable[..., None])
 Params = Mapping[
@@ -209,7 +207,7 @@ def all_cases(
         cases += expanded
         if not expanded:
             left_out.append(refusal or _left_out(item, "no_values", ", ".join(item.params)))
-    _require_unique([*(item.id for item in cases), *(item.id for item in left_out)])
+    require_unique([*(item.id for item in cases), *(item.id for item in left_out)])
     return cases, left_out
 
 
@@ -283,7 +281,7 @@ def _expand(item: _Declaration, capability: CapabilityDescriptor) -> Iterator[Ca
         tuple(values(capability) if callable(values) else values) for values in item.params.values()
     ]
     for values in itertools.product(*domains):
-        words = "-".join(_word(item.name, value) for value in values)
+        words = "-".join(word_of(item.name, value) for value in values)
         yield Case(
             id=f"{item.profile}.{item.name}" + (f"[{words}]" if item.params else ""),
             profile=item.profile,
@@ -296,27 +294,3 @@ def _expand(item: _Declaration, capability: CapabilityDescriptor) -> Iterator[Ca
             requires=item.requires,
             without=item.without,
         )
-
-
-def _word(name: str, value: Any) -> str:
-    """A value as it stands in an id."""
-    if isinstance(value, Enum):
-        word = value.value
-    elif isinstance(value, tuple):
-        word = "x".join(map(str, value)) or "()"
-    else:
-        word = getattr(value, "label", None) or getattr(value, "name", None) or value
-    if not isinstance(word, (str, int, float)) or not _WORD.fullmatch(str(word)):
-        raise HarnessError(
-            f"Case {name} has a value that cannot stand in an id: {type(value).__name__} {word!r}.",
-            hint="Use words, numbers, enums, or objects with a label or name.",
-        )
-    return str(word)
-
-
-def _require_unique(ids: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for name in ids:
-        if name in seen:
-            raise HarnessError(f"The case id {name} is taken twice.")
-        seen.add(name)
