@@ -66,7 +66,7 @@ class TorchKVCopyPlan(KVCopyPlan):
         del stream  # the caller's torch stream is current; on the CPU calls are done on return
         source, target = self.source.pages, self.target.pages
         reads, writes = [], []
-        for first, last in _runs(sources, targets):
+        for first, last in runs(sources, targets):
             length = last - first
             reads.append(source.narrow(1, int(sources[first]), length))
             writes.append(target.narrow(1, int(targets[first]), length))
@@ -80,7 +80,7 @@ class TorchKVCopyPlan(KVCopyPlan):
         return CompletedTransfer(sources.size, sources.size * self.source.layout.page_bytes)
 
 
-def _runs(sources: Ids, targets: Ids) -> Iterator[tuple[int, int]]:
+def runs(sources: Ids, targets: Ids) -> Iterator[tuple[int, int]]:
     """(first, last + 1) of every stretch in which both ids rise by one."""
     breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
     edges = [0, *breaks.tolist(), sources.size]

@@ -52,8 +52,7 @@ class TorchProvider(BackendProvider):
         return (
             isinstance(array, torch.Tensor)
             and array.device.type == self.device_type
-            and array.layout is torch.strided
-            and not (array.is_quantized or array.is_nested)
+            and plain(array)
         )
 
     def _empty(self, shape: tuple[int, ...], dtype: DType, place: Place) -> torch.Tensor:
@@ -110,3 +109,8 @@ class TorchProvider(BackendProvider):
             init_method,
             timeout_s,
         )
+
+
+def plain(array: torch.Tensor) -> bool:
+    """Whether a tensor is neither sparse nor quantised nor nested: what kernels and copies take."""
+    return array.layout is torch.strided and not (array.is_quantized or array.is_nested)
