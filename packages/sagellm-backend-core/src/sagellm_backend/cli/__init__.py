@@ -11,9 +11,10 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from sagellm_backend import __version__
+from sagellm_backend.cli import conformance
 from sagellm_backend.errors import BackendError
 
-COMMANDS = ("list", "doctor", "explain")
+COMMANDS = ("list", "doctor", "explain", "conformance")
 """The commands, each a module of this package with ``add_to(subparsers)`` and ``run(options)``."""
 
 
@@ -30,7 +31,8 @@ class _Command(_Parser):
     _mixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self._mixing:
+        # Intermixing knows no subcommands; those parse their own arguments this way.
+        if self._mixing or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         self._mixing = True
         try:
@@ -43,10 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; ``argv`` is ``sys.argv[1:]`` if not given.
 
     Returns the exit status: 0 for success, 1 for a backend that cannot do what was asked (message
-    and hint on standard error, or with ``--json`` as data on standard output). Usage errors exit
-    with 2 through ``SystemExit``, as argparse does.
+    and hint on standard error, or with ``--json`` as data on standard output); ``conformance`` has
+    more, see its module. Usage errors exit with 2 through ``SystemExit``, as argparse does.
     """
-    options = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["conformance"]:
+        arguments[1:] = conformance.with_subcommand(arguments[1:])
+    options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
         sys.stdout.flush()

@@ -17,12 +17,17 @@ STARTUP = "core.startup"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: ``done`` of ``total`` cases, ``counts`` by outcome, ``left_s`` to go."""
+    """How far a run is: ``done`` of ``total`` cases, with ``counts`` by outcome.
+
+    ``last`` is the case that just ended, ``current`` the id of the one that begins; ``left_s`` is
+    what the rest will take if it goes on as before, ``None`` as long as nothing is known.
+    """
 
     done: int
     total: int
     counts: Mapping[str, int]
     last: CaseResult | None
+    current: str | None
     seconds: float
     left_s: float | None
 
@@ -34,7 +39,7 @@ class RunResult:
     ``descriptor`` is what the provider claims, as plain data, or ``None`` when it could not be
     built: then ``cases`` has one result, named :data:`STARTUP`, and the plan has no cases.
     ``complete`` says that the suite's own cases were run, by an installed backend, without a
-    selection: whether this was an examination at all.
+    selection: whether this was an examination at all. Times are RFC 3339, in UTC.
     """
 
     backend: str

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sagellm_backend.checks import check_int, check_seconds
+from sagellm_backend.conformance import suite
 from sagellm_backend.conformance.case import PROFILES, Case, Plan, plan
 from sagellm_backend.conformance.descriptor import capability_of
 from sagellm_backend.conformance.errors import HarnessError
@@ -56,19 +57,20 @@ def run(
     """
     check_int("seed", seed, low=0, high=(1 << 128) - 1)
     check_seconds("case_timeout_s", case_timeout_s)
+    names = suite.modules() if modules is None else modules
     began, clock = _now(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sagellm-exam-") as folder:
         crew = _Crew(backend, factory, Path(folder), case_timeout_s, paths)
         try:
             startup = crew.begin()
-            planned = _planned(startup, profiles, depth, modules, cases)
+            planned = _planned(startup, profiles, depth, names, cases)
             ledger = _ledger(out, planned)
             if startup.descriptor is None:
                 results = [_startup_result(startup, seed)]
             else:
                 crew.load = {
                     "descriptor": startup.descriptor,
-                    "modules": None if modules is None else list(modules),
+                    "modules": list(names),
                     "seed": seed,
                     "depth": depth,
                 }
@@ -154,7 +156,7 @@ def _planned(
     startup: Startup,
     profiles: Sequence[str] | None,
     depth: str,
-    modules: Sequence[str] | None,
+    modules: Sequence[str],
     cases: Sequence[str] | None,
 ) -> Plan:
     if startup.descriptor is None:
@@ -201,7 +203,8 @@ def _run_all(
         if progress is not None:
             seconds = time.monotonic() - start
             left = seconds / done * (len(cases) - done) if done else None
-            progress(Progress(done, len(cases), dict(counts), last, seconds, left))
+            current = cases[done].id if done < len(cases) else None
+            progress(Progress(done, len(cases), dict(counts), last, current, seconds, left))
         if done < len(cases):
             first = len(ledger.records)
             crew.run(cases[done], ledger)
