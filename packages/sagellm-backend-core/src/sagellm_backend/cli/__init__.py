@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     and hint on standard error, or with ``--json`` as data on standard output); ``conformance`` has
     more, see its module. Usage errors exit with 2 through ``SystemExit``, as argparse does.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [*(sys.argv[1:] if argv is None else argv)]
     if arguments[:1] == ["conformance"]:
         arguments[1:] = conformance.with_subcommand(arguments[1:])
     options = _parser().parse_args(arguments)

@@ -10,6 +10,8 @@ from typing import Any
 from sagellm_backend.cli.conformance_options import add_request, module_paths
 from sagellm_backend.cli.tables import print_table
 
+_OF_THE_REQUEST = ("profile_not_requested", "depth")
+
 
 def add_to(subcommands: Any) -> argparse.ArgumentParser:
     """Declare the subcommand."""
@@ -49,15 +51,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(backend: str, data: dict[str, Any]) -> None:
-    rows = [(item["id"], item["text"]) for item in data["cases"]]
-    print_table(("Case", "What it proves"), rows, title=f"Planned for {backend}")
-    left_out = data["not_applicable"]
-    print_table(
-        ("Case", "Reason", ""),
-        [(item["id"], item["reason"], item["detail"]) for item in left_out],
-        title="Not applicable",
-    )
+    """One case to a line, in full, for pipes; reasons only where they are of the backend."""
+    for item in data["cases"]:
+        print(f"{item['id']}  {item['text']}")
+    reasons = Counter(item["reason"] for item in data["not_applicable"])
+    for item in data["not_applicable"]:
+        if item["reason"] not in _OF_THE_REQUEST:
+            print(f"not applicable: {item['id']}  {item['reason']} {item['detail']}".rstrip())
     counts = Counter(item["profile"] for item in data["cases"])
-    words = ", ".join(f"{profile} {count}" for profile, count in counts.items())
-    print(f"{backend}: {len(data['cases'])} cases ({words}), {len(left_out)} not applicable.")
+    print_table(("Profile", "Cases"), [(name, str(count)) for name, count in counts.items()])
+    words = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+    print(f"{backend}: {len(data['cases'])} cases; not applicable: {words}.")
     print(f"Plan {data['digest']}, suite {data['suite']}, depth {data['depth']}.")
