@@ -37,6 +37,11 @@ def ids_are_distinct_and_the_callers(exam: Exam) -> None:
         ids[:] = 0
     exam.check(pool.free(list(range(BLOCKS))) == BLOCKS, "Ids changed with the caller's array.")
     exam.check(pool.num_free == BLOCKS, f"{pool.num_free} of {BLOCKS} blocks are free at the end.")
+    ids = pool.alloc(6)
+    kept = ids.tolist()
+    pool.free(kept[::-1])
+    pool.alloc(3)
+    exam.check(ids.tolist() == kept, f"The caller's array of {kept} changed to {ids.tolist()}.")
 
 
 @case("kv", requires=(Feature.KV_POOL,))
