@@ -205,19 +205,32 @@ void record_stream(at::Tensor& self, at::Stream stream) {
   Guard().recordDataPtrOnStream(self.storage().data_ptr(), stream);
 }
 
-// As devices do: a number may come from the host, an array may not, but for indices.
+std::vector<at::Tensor> tensors_of(const c10::IValue& value) {
+  if (value.isTensor()) return {value.toTensor()};
+  std::vector<at::Tensor> found;
+  if (value.isTensorList()) {
+    for (const at::Tensor& one : value.toTensorList()) found.push_back(one);
+  } else if (value.isOptionalTensorList()) {
+    for (const std::optional<at::Tensor>& one : value.toOptionalTensorList()) {
+      if (one) found.push_back(*one);
+    }
+  }
+  return found;
+}
+
+// As devices do: numbers and indices may come from the host, arrays may not.
 void check_devices(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
   const std::string& name = op.schema().name();
-  if (name.find("index") != std::string::npos) return;
-  bool device_seen = false, host_seen = false;
-  for (size_t place = stack.size() - op.schema().arguments().size(); place < stack.size(); ++place) {
-    if (!stack[place].isTensor() || !stack[place].toTensor().defined()) continue;
-    const auto& tensor = stack[place].toTensor();
-    device_seen |= tensor.device().type() == kType;
-    host_seen |= tensor.device().is_cpu() && tensor.dim() > 0;
+  const bool indexes = name.find("index") != std::string::npos;
+  std::set<int> seen;
+  for (auto place = stack.size() - op.schema().arguments().size(); place < stack.size(); ++place) {
+    for (const at::Tensor& tensor : tensors_of(stack[place])) {
+      if (!tensor.defined()) continue;
+      const bool on_host = tensor.device().is_cpu();
+      if (!on_host || (tensor.dim() && !indexes)) seen.insert(tensor.device().index());
+    }
   }
-  TORCH_CHECK(!(device_seen && host_seen), name,
-              ": Expected all tensors to be on the same device, but found simdev and cpu");
+  TORCH_CHECK(seen.size() < 2, name, ": Expected all tensors to be on the same device");
 }
 
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {

@@ -108,7 +108,10 @@ class EventTransfer(Transfer):
         self._event = event
 
     def done(self) -> bool:
-        return bool(self._event.query())
+        try:
+            return bool(self._event.query())
+        except RuntimeError:
+            return True  # it ended badly, as wait() will say
 
     def _wait(self, timeout_s: float) -> None:
         deadline, nap = time.monotonic() + timeout_s, _FIRST_NAP_S

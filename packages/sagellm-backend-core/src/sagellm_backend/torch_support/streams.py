@@ -36,7 +36,8 @@ class TorchStream(Stream):
 
     def query(self) -> bool:
         self._provider.require(Feature.STREAM_QUERY)
-        return bool(self.native.query())
+        with check("query a stream", str(self.device)):
+            return bool(self.native.query())
 
     def _record(self, event: TorchEvent) -> None:
         with check("record_event", str(self.device)):
@@ -70,7 +71,8 @@ class TorchEvent(Event):
         self._provider = owner
 
     def query(self) -> bool:
-        return not self.recorded or bool(self.native.query())
+        with check("query an event", self._provider.device):
+            return not self.recorded or bool(self.native.query())
 
     def synchronize(self) -> None:
         if self.recorded:
