@@ -21,8 +21,8 @@ from sagellm_backend.conformance.exam import case_seed
 from sagellm_backend.conformance.ledger import CaseResult, Ledger, judge, judge_case
 from sagellm_backend.conformance.result import STARTUP, Progress, RunResult
 from sagellm_backend.conformance.startup import Startup, start
-from sagellm_backend.conformance.world import LostError, World
-from sagellm_backend.errors import InvalidArgumentError
+from sagellm_backend.conformance.world import World
+from sagellm_backend.errors import InvalidArgumentError, UnavailableError
 
 MAX_REPLACEMENTS = 32
 """Worlds that are started anew after cases that spoilt them, before a run gives up."""
@@ -108,18 +108,21 @@ class _Crew:
         self._paths = paths
         self._worlds: dict[int, World] = {}
         self._ready: set[int] = set()
-        self._replacements = -1
+        self._started: set[int] = set()
+        self._replacements = 0
         self.load: dict[str, Any] = {}
 
     def begin(self) -> Startup:
         """What the provider says of itself; its process stays for the first cases."""
+        self._count_start(1)
         return start(self._world(1), self._backend, self._factory, self._limit_s)
 
     def run(self, case: Case, ledger: Ledger) -> None:
         """Run one case, or enter that no process could be had for it."""
         try:
             world = self._fit_world(case.world)
-        except LostError as error:
+        except (UnavailableError, InvalidArgumentError) as error:
+            self._world(case.world).close()
             for rank in range(case.world):
                 ledger.add("lost", case.id, rank, detail=f"no process for it: {error}")
             return
@@ -139,17 +142,21 @@ class _Crew:
         world = self._world(size)
         if not world.children:
             self._ready.discard(size)
-            if self._replacements >= MAX_REPLACEMENTS:
-                raise LostError({"event": f"gave up after {MAX_REPLACEMENTS} new processes"})
-            self._replacements += 1
+            self._count_start(size)
             startup = start(world, self._backend, self._factory, self._limit_s)
             if startup.descriptor is None:
-                world.close()
-                raise LostError({"event": startup.detail})
+                raise UnavailableError(startup.detail)
         if size not in self._ready:
             world.ask("loaded", max(self._limit_s, 60.0), do="load", **self.load)
             self._ready.add(size)
         return world
+
+    def _count_start(self, size: int) -> None:
+        if size in self._started:
+            if self._replacements >= MAX_REPLACEMENTS:
+                raise UnavailableError(f"the run gave up after {MAX_REPLACEMENTS} new processes")
+            self._replacements += 1
+        self._started.add(size)
 
 
 def _planned(
