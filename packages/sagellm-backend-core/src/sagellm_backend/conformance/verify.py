@@ -173,3 +173,26 @@ def _planned(report: Mapping[str, Any], planner: Planner) -> Iterator[str]:
     said = {(item["id"], item["reason"]) for item in report["not_applicable"]}
     for name, reason in sorted(left_out ^ said):
         yield f"that {name} is not applicable ({reason}) is wrong or was left out"
+
+
+def rerun_differences(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """Where a second run with the same seed came to something else than a report says."""
+    found = [
+        f"the {what} is another one in the second run"
+        for what, one, other in (
+            ("plan", report["plan"]["digest"], again["plan"]["digest"]),
+            ("level", report["level"], again["level"]),
+            (
+                "descriptor",
+                report["provider"]["descriptor_digest"],
+                again["provider"]["descriptor_digest"],
+            ),
+        )
+        if one != other
+    ]
+    outcomes = {case["id"]: case["outcome"] for case in again["cases"]}
+    for case in report["cases"]:
+        now = outcomes.get(case["id"], "missing")
+        if now != case["outcome"]:
+            found.append(f"{case['id']} came to {case['outcome']}, in the second run to {now}")
+    return found
