@@ -64,8 +64,8 @@ class Paged:
 
     def queries(self, exam: Exam, tokens: int, *, heads: int) -> Array:
         """Normal queries, four times as large, so that the logits have a wide range."""
-        drawn: Array = exam.rng.standard_normal((tokens, heads, self.k.shape[-1]))
-        return (4 * drawn).astype(self.k.dtype)
+        drawn = np.asarray(exam.rng.normal(0.0, 4.0, (tokens, heads, self.k.shape[-1])))
+        return drawn.astype(self.k.dtype)
 
     def other(self, exam: Exam) -> Paged:
         """The same places with other keys and values."""

@@ -68,3 +68,20 @@ def caches(exam: Exam, pool: KVPool, layer: int) -> tuple[Array, Array]:
     """Keys and values of a layer as NumPy."""
     to_numpy = exam.provider.to_numpy
     return to_numpy(pool.key_cache(layer)), to_numpy(pool.value_cache(layer))
+
+
+def plain_layout(exam: Exam, dtype: DType | None = None) -> KVLayout:
+    """A small layout that every provider with pools must offer: the first of what it declares."""
+    kv = exam.capability.kv
+    usual = min(16, kv.max_block_size)
+    return KVLayout(
+        num_layers=2,
+        num_kv_heads=2,
+        head_dim=64,
+        block_size=usual if usual in (kv.block_sizes or (usual,)) else kv.block_sizes[0],
+        dtype=dtype or kv.dtypes[0],
+        order="NHD" if "NHD" in kv.orders else "HND",
+        packing="separate" if "separate" in kv.packings else "packed",
+        alignment=min(64, kv.alignment),
+        index_dtype=kv.index_dtype,
+    )

@@ -1,0 +1,73 @@
+"""Work that takes a device a while, and whose result is known exactly."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from sagellm_backend.capability import CapabilityDescriptor
+from sagellm_backend.conformance.exam import Exam
+from sagellm_backend.dtypes import DType
+from sagellm_backend.streams import Stream
+
+Array = np.ndarray[Any, Any]
+
+_STEP_S = 0.003
+"""How long one product should take at least, so that ten of them outlast any call's overhead."""
+
+_STEPS = 10
+_SIZES = (128, 256, 512, 1024, 2048, 4096)
+
+
+def computes(capability: CapabilityDescriptor) -> str | None:
+    """Why there is nothing to give to a stream: no matrix product is declared."""
+    return None if "matmul" in capability.operations else "matmul is not declared"
+
+
+class Load:
+    """Products of a permutation with a matrix of small integers: exact in every dtype and order.
+
+    The size is the smallest that keeps this device busy for a few milliseconds a product.
+    """
+
+    def __init__(self, exam: Exam) -> None:
+        self._exam, self._provider = exam, exam.provider
+        offered = exam.capability.operations["matmul"]
+        self.dtype = DType.FP32 if DType.FP32 in offered else offered[0]
+        self._matmul = exam.provider.get_kernel("matmul", dtype=self.dtype)
+        for size in _SIZES:
+            self._prepare(size)
+            start = time.perf_counter()
+            self.run(1)
+            exam.provider.synchronize()
+            if time.perf_counter() - start >= _STEP_S:
+                break
+
+    def run(self, steps: int = _STEPS, matrix: Any = None) -> Any:
+        """Give ``steps`` products to the current stream, each of the result before; the last one."""
+        result = self.matrix if matrix is None else matrix
+        for _ in range(steps):
+            result = self._matmul(self.permutation, result)
+        return result
+
+    def on(self, stream: Stream, steps: int = _STEPS, matrix: Any = None) -> Any:
+        """:meth:`run` on ``stream``."""
+        with stream:
+            return self.run(steps, matrix)
+
+    def check(self, result: Any, steps: int = _STEPS, what: str = "the result") -> None:
+        """Fail unless ``result`` is that of so many steps, bit for bit."""
+        rows = np.arange(len(self._order))
+        for _ in range(steps):
+            rows = rows[self._order]
+        self._exam.equal_bits(self._provider.to_numpy(result), self._host[rows], what)
+
+    def _prepare(self, size: int) -> None:
+        rng, dtype = self._exam.rng, self.dtype.numpy
+        self._order = rng.permutation(size)
+        self._host: Array = rng.integers(0, 8, (size, size)).astype(dtype)
+        self.permutation = self._provider.from_numpy(np.eye(size, dtype=dtype)[self._order])
+        self.matrix = self._provider.from_numpy(self._host)
+        self._provider.synchronize()
