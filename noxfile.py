@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
@@ -101,24 +102,46 @@ def tests(session: nox.Session) -> None:
     session.run("./quickstart.sh", "test", *session.posargs, external=True)
 
 
-@nox.session
-def conformance(session: nox.Session) -> None:
-    """Examine the backends that are available; arguments go to the suite's command line.
-
-    On the way: the wheels of core and one backend, and what they ask for, are enough for an engine.
-    """
-    folder = Path(session.create_tmp())
-    pins = folder / "pins.txt"
-    pins.write_text("\n".join(group("torch")), encoding="utf-8")
+def install_suite(session: nox.Session, *options: str) -> list[str]:
+    """Install core's wheel with what the suite asks for, and return the other wheels."""
     session.run("pip", "uninstall", "--quiet", "--yes", *map(os.path.basename, PACKAGES))
     wheels = build_wheels(session)
-    enough = [wheel for wheel in wheels if "_cpu-" in wheel or "_core-" in wheel]
-    session.install(*torch_index(session), "--constraint", str(pins), *enough)
-    with session.chdir(folder):
+    core_wheel = next(wheel for wheel in wheels if "_core-" in wheel)
+    session.install(*options, f"{core_wheel}[conformance]")
+    return [wheel for wheel in wheels if wheel != core_wheel]
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Examine the backends that are available, or ``-- --backend NAME``, from wheels.
+
+    ``-- --install PATH_OR_NAME --backend NAME`` examines a package of your own. Other arguments go
+    to ``sagellm-backend conformance run``; reports go to conformance-reports/.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--install", action="append", default=[])
+    parser.add_argument("--out", default="conformance-reports")
+    chosen, rest = parser.parse_known_args(session.posargs)
+    pins = Path(session.create_tmp()) / "pins.txt"
+    pins.write_text("\n".join(group("torch")), encoding="utf-8")
+    options = [*torch_index(session), "--constraint", str(pins)]
+    others = install_suite(session)
+    session.install(*options, *(wheel for wheel in others if "_cpu-" in wheel))
+    # The wheels of core and one backend, and what they ask for, are enough for an engine.
+    with session.chdir(session.create_tmp()):
         session.run("python", "-c", "import sagellm_backend as s; s.get_provider('auto')")
-    session.install("--no-deps", *wheels)
-    with session.chdir(folder):
-        session.run("python", "-m", "sagellm_backend.conformance", *session.posargs)
+    session.install("--no-deps", *others)
+    if chosen.install:
+        session.install(*options, "--force-reinstall", "--no-deps", *chosen.install)
+        session.install(*options, *chosen.install)
+    session.run("sagellm-backend", "conformance", "run", "--out", chosen.out, *rest)
+
+
+@nox.session
+def zoo(session: nox.Session) -> None:
+    """Prove the suite: every broken provider is caught, and no honest one is."""
+    install_suite(session)
+    session.run("sagellm-backend", "conformance", "zoo", *session.posargs)
 
 
 @nox.session(python=False)
