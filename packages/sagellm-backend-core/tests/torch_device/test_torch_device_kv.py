@@ -95,19 +95,36 @@ def test_a_copy_on_a_busy_stream_returns_at_once_and_waits_its_turn(
     assert same(contents(backend, theirs, ids), wanted)
 
 
-def test_later_work_of_the_stream_comes_after_a_copy_of_another_device(backend, layout):
-    """The copy runs on the queue of device 1; the stream of device 0 waits for it."""
+@pytest.fixture
+def far(backend, layout):
+    """Copies four blocks on device 1, on a stream of device 0."""
     ours, theirs = (backend.kv_pool(layout, 4, "simdev:1") for _ in range(2))
     fill(backend, ours, 1)
-    ids, stream, event = np.arange(4), backend.create_stream(), backend.create_event()
+    ids, stream = np.arange(4), backend.create_stream()
     ours.alloc(4), theirs.alloc(4)
+    plan = backend.kv_copy_plan(ours, theirs)
+    return stream, lambda: plan.copy(ids, ids, stream)
+
+
+def test_a_copy_on_another_device_comes_after_earlier_work_of_the_stream(far):
+    stream, copy = far
+    with stream:
+        MODULE.sleep(BUSY_MS)
+    copy()
+    time.sleep(0.05)
+    assert not MODULE.current_stream(1).query()
+
+
+def test_later_work_of_the_stream_comes_after_a_copy_on_another_device(backend, far):
+    stream, copy = far
+    event = backend.create_event()
     with MODULE.stream(MODULE.current_stream(1)):
-        MODULE.sleep(100)
-    backend.kv_copy_plan(ours, theirs).copy(ids, ids, stream)
+        MODULE.sleep(BUSY_MS)
+    copy()
     stream.record_event(event)
+    time.sleep(0.05)
     assert not event.query()
     event.synchronize()
-    assert torch.equal(ours.key_cache(1).cpu(), theirs.key_cache(1).cpu())
 
 
 def test_host_to_host_comes_after_what_the_stream_brings(backend, layout):
@@ -179,3 +196,14 @@ def test_a_stream_of_another_provider_is_refused(make, layout):
     ids = pool.alloc(4)
     with pytest.raises(InvalidArgumentError, match="another provider"):
         backend.kv_copy_plan(pool, pool).copy(ids[:1], ids[1:2], other.create_stream())
+
+
+def test_a_fresh_pool_is_done_with_what_its_memory_was_before(backend, layout):
+    ones = torch.ones(8, 4, 2, 8, dtype=torch.bfloat16).pin_memory()
+    MODULE.sleep(100)
+    pool = backend.kv_pool(layout, 8)
+    with backend.create_stream() as stream:
+        pool.key_cache(0).copy_(ones, non_blocking=True)
+    stream.synchronize()
+    backend.synchronize()
+    assert pool.key_cache(0).eq(1).all().item()
