@@ -16,10 +16,10 @@ PLANTED = Path(__file__).parent / "planted"
 def by_name():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PLANTED))
-        patch.setattr(world, "GRACE_S", 0.5)
+        patch.setattr(world, "GRACE_S", 0.3)
         patch.setenv("RANK", "7")
         result = run(
-            "reference", modules=["planted_world"], paths=[str(PLANTED)], case_timeout_s=4.0
+            "reference", modules=["planted_world"], paths=[str(PLANTED)], case_timeout_s=3.0
         )
     return {item.id.partition(".")[2]: item for item in result.cases}
 
@@ -42,7 +42,7 @@ def by_name():
         ),
         ("one_rank_fails", "failed", ("incomplete", "failed"), "rank 1: rank 1 is wrong"),
         ("dies_as_agreed", "passed", ("passed", "passed"), ""),
-        ("both_hang", "timeout", ("timeout", "timeout"), "within 4 s"),
+        ("both_hang", "timeout", ("timeout", "timeout"), "within 3 s"),
         ("alone", "failed", None, "one process"),
     ],
 )
@@ -54,4 +54,4 @@ def test_outcome(by_name, name, outcome, ranks, words):
 
 def test_those_that_wait_for_the_dead_do_not_wait_for_the_limit(by_name):
     assert by_name["one_rank_dies"].metrics == {}
-    assert by_name["both_hang"].seconds >= 4.0
+    assert by_name["both_hang"].seconds >= 3.0

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import unittest
-from pathlib import Path
 
 from sagellm_backend.capability import Feature
 from sagellm_backend.conformance.case import case
@@ -91,9 +90,6 @@ def kills_itself(exam):
 @case("core")
 def hangs(exam):
     """It never ends, and no other thread of Python can run meanwhile."""
-    pid_file = os.environ.get("PLANTED_PID_FILE")
-    if pid_file:
-        Path(pid_file).write_text(str(os.getpid()))
     ctypes.PyDLL(None).sleep(1000)
 
 
