@@ -69,8 +69,8 @@ class Paged:
 
     def other(self, exam: Exam) -> Paged:
         """The same places with other keys and values."""
-        drawn = (exam.rng.standard_normal(self.k.shape).astype(self.k.dtype) for _ in range(2))
-        k, v = (np.where(np.isnan(self.k), self.k, array) for array in drawn)
+        drawn = (np.asarray(exam.rng.standard_normal(self.k.shape)) for _ in range(2))
+        k, v = (np.where(np.isnan(self.k), self.k, each.astype(self.k.dtype)) for each in drawn)
         return replace(self, k=k, v=v)
 
 

@@ -17,6 +17,9 @@ from sagellm_backend.errors import BackendError, InvalidArgumentError, Unavailab
 from sagellm_backend.streams import Stream, entered_stream
 
 _STREAM = (Feature.STREAM,)
+ATTEMPTS = 3
+"""Tries of a call that must be quick: a busy host may hold up one of them, not all."""
+
 _WAITS = ("stream-synchronize", "event-synchronize", "provider-synchronize", "event-query")
 
 
@@ -126,22 +129,22 @@ def stream_query_tells_the_truth(exam: Exam) -> None:
         provider.create_event(),
     )
     exam.check(stream.query() is True, "a stream without work is not done.")
-    began = time.perf_counter()
-    stream.record_event(start)
-    result = load.on(stream)
-    stream.record_event(end)
-    asked = time.perf_counter()
-    first = stream.query()
-    taken = 1e3 * (time.perf_counter() - asked)
-    _poll(exam, stream.query)
-    passed = 1e3 * (time.perf_counter() - began)
-    work = end.elapsed_ms(start)
-    _check_window(exam, work, passed)
-    exam.check(
-        first or taken < max(work / 2, 5.0),
-        f"a query took {taken:.1f} ms of {work:.1f} ms of work.",
-    )
-    load.check(result)
+    for _ in range(ATTEMPTS):
+        began = time.perf_counter()
+        stream.record_event(start)
+        result = load.on(stream)
+        stream.record_event(end)
+        asked = time.perf_counter()
+        done = stream.query()
+        taken = 1e3 * (time.perf_counter() - asked)
+        _poll(exam, stream.query)
+        passed = 1e3 * (time.perf_counter() - began)
+        work = end.elapsed_ms(start)
+        _check_window(exam, work, passed)
+        load.check(result)
+        if done or taken < work / 2:
+            return
+    exam.check(condition=False, message=f"a query took {taken:.1f} ms of {work:.1f} ms of work.")
 
 
 def _poll(exam: Exam, query: Callable[[], bool]) -> None:
@@ -170,7 +173,10 @@ def entering_nests_and_restores(exam: Exam) -> None:
     provider, other = exam.provider, exam.make()
     outer, inner = provider.create_stream(), provider.create_stream()
     seen: list[Stream | None] = []
-    current = lambda: entered_stream(provider)  # noqa: E731 - the word says what it does
+
+    def current() -> Stream | None:
+        return entered_stream(provider)
+
     with outer as bound:
         exam.check(bound is outer and current() is outer, "an entered stream is not current.")
         with inner:

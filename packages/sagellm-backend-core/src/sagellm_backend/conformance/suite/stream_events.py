@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from sagellm_backend.capability import CapabilityDescriptor, Feature
 from sagellm_backend.conformance.case import case
 from sagellm_backend.conformance.exam import Exam
 from sagellm_backend.conformance.load import Load, computes
+from sagellm_backend.conformance.suite.stream import ATTEMPTS
 from sagellm_backend.errors import BackendError, InvalidArgumentError
 from sagellm_backend.streams import Event
 
@@ -27,7 +30,7 @@ def events_order_streams(exam: Exam) -> None:
     load, provider = Load(exam), exam.provider
     streams = [provider.create_stream() for _ in range(4)]
     results = [load.on(streams[0])]
-    for before, after in zip(streams, streams[1:], strict=False):
+    for before, after in itertools.pairwise(streams):
         event = provider.create_event()
         before.record_event(event)
         after.wait_event(event)
@@ -85,26 +88,25 @@ def nobody_waits_too_long(exam: Exam) -> None:
     load, provider = Load(exam), exam.provider
     worker, other = provider.create_stream(), provider.create_stream()
     early, start, end = (provider.create_event() for _ in range(3))
-    worker.record_event(early)
-    worker.record_event(start)
-    result = load.on(worker)
-    worker.record_event(end)
-    took = {}
-    for words, call in (
+    calls: tuple[tuple[str, Callable[[], object]], ...] = (
         ("waiting for an event before the work", early.synchronize),
         ("telling a stream to wait", lambda: other.wait_event(end)),
-    ):
-        began = time.perf_counter()
-        call()
-        took[words] = 1e3 * (time.perf_counter() - began)
-    worker.synchronize()
-    work = end.elapsed_ms(start)
-    exam.measure("work_ms", work)
-    for words, taken in took.items():
-        exam.check(
-            taken < max(work / 2, 5.0), f"{words} took {taken:.1f} ms of {work:.1f} ms of work."
-        )
-    load.check(result)
+    )
+    for words, call in calls:
+        for _ in range(ATTEMPTS):
+            worker.record_event(early)
+            worker.record_event(start)
+            result = load.on(worker)
+            worker.record_event(end)
+            began = time.perf_counter()
+            call()
+            taken = 1e3 * (time.perf_counter() - began)
+            worker.synchronize()
+            work = end.elapsed_ms(start)
+            load.check(result)
+            if taken < work / 2:
+                break
+        exam.check(taken < work / 2, f"{words} took {taken:.1f} ms of {work:.1f} ms of work.")
 
 
 @case("stream", requires=_TIMED)
