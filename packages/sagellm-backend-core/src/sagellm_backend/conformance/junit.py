@@ -59,7 +59,7 @@ def _add_case(suite: ET.Element, case: Mapping[str, Any]) -> None:
         return
     kind = "failure" if case["outcome"] in FAILURES else "error"
     detail = _writable(case["detail"] or f"The case came to {case['outcome']}.")
-    first = detail.strip().splitlines()[-1] if detail.strip() else case["outcome"]
+    first = detail.strip().partition("\n")[0]
     problem = ET.SubElement(entry, kind, type=case["outcome"], message=first)
     problem.text = f"{case['text']}\n{detail}\nSeed of the case: {case['seed']}"
 
