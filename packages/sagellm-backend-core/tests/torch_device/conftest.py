@@ -23,6 +23,7 @@ class SimProvider(AcceleratorProvider):
     name = "sim"
     device_type = "simdev"
     module = simdev.module
+    simulated = True
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def test_what_a_full_module_offers(backend):
         "simulated torch device 0",
         "simulated torch device 1",
     ]
+    assert all(item.facts == {"level": "L1"} for item in capability.devices)
     assert capability.peer_access == {(0, 1), (1, 0)}
     assert capability.total_memory_bytes == MODULE.mem_get_info(0)[1]
 
@@ -109,6 +110,11 @@ def test_priorities_are_turned_round_and_clamped(make, asked, given):
     assert Feature.STREAM_PRIORITY in backend._features()
     assert backend.create_stream(asked).priority == asked
     assert seen == [given]
+
+
+def test_hardware_claims_no_level(make):
+    devices = make(simulated=False).capability().devices
+    assert all("level" not in item.facts for item in devices)
 
 
 def test_withheld_features_are_not_declared(make):

@@ -46,6 +46,8 @@ class AcceleratorProvider(TorchProvider):
     """The backend word of torch.distributed; without one, groups are not offered."""
     kv_dtypes: ClassVar[tuple[DType, ...]] = _KV_DTYPES
     """What KV pools may hold."""
+    simulated: ClassVar[bool] = False
+    """Whether the device is no hardware: its entries in the descriptor then say ``level: L1``."""
     withheld: ClassVar[frozenset[Feature]] = frozenset()
     """Features that the module seems to have and the device does not keep."""
     fast_kernels: ClassVar[dict[str, Callable[..., Any]]] = {}
@@ -76,6 +78,7 @@ class AcceleratorProvider(TorchProvider):
                 self.module.get_device_name(index),
                 self._device_memory(self.device)[0] if index == self.config.device else None,
                 self.compute_dtypes,
+                {"level": "L1"} if self.simulated else {},
             )
             for index in range(self._device_count())
         )

@@ -95,6 +95,10 @@ def _create_default(
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
         )
+    except BaseException:
+        # torch can fail when its default group is there already, and would keep it.
+        destroy(None)
+        raise
     finally:
         sys.excepthook = hook  # torch wraps it anew for each group, and never takes it back
     return dist.group.WORLD
