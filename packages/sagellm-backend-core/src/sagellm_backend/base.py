@@ -17,7 +17,7 @@ from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.base_comm import CommMethods
 from sagellm_backend.base_kv import KVMethods
 from sagellm_backend.capability import CapabilityDescriptor, Feature
-from sagellm_backend.checks import check_int, check_shape, check_type
+from sagellm_backend.checks import check_int, check_shape, check_type, shown
 from sagellm_backend.collectives import Communicator
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.errors import InvalidArgumentError, OutOfMemoryError
@@ -157,6 +157,9 @@ class BackendProvider(KVMethods, CommMethods):
         """Record ``function(**inputs)`` as a graph; needs ``Feature.GRAPH``."""
         self._require_open()
         self.require(Feature.GRAPH)
+        check_type("inputs", inputs, Mapping)
+        if not callable(function):
+            raise InvalidArgumentError(f"function must be callable, not {shown(function)}.")
         return self._capture(function, inputs)
 
     def register_kernel(self, name: str, impl: Callable[..., Any]) -> None:
