@@ -13,7 +13,7 @@ from sagellm_backend.capability import CapabilityDescriptor, Feature
 from sagellm_backend.conformance.case import case
 from sagellm_backend.conformance.exam import Exam
 from sagellm_backend.conformance.load import Load, computes
-from sagellm_backend.errors import BackendError, InvalidArgumentError, UnavailableError
+from sagellm_backend.errors import BackendError, UnavailableError
 from sagellm_backend.streams import Stream, entered_stream
 
 _STREAM = (Feature.STREAM,)
@@ -219,29 +219,6 @@ def work_goes_to_the_stream_entered(exam: Exam) -> None:
         after = load.on(reader, 1, result)
         reader.synchronize()
         load.check(after, steps + 1, f"what was read behind the work of {steps} steps")
-
-
-@case("stream", requires=_STREAM, params={"priority": (-5, 0, 1, 100)}, needs=computes)
-def priorities_are_hints(exam: Exam) -> None:
-    """A stream of any priority is made and works.
-
-    Kills a priority that reaches the driver unchecked.
-    """
-    load = Load(exam)
-    stream = exam.provider.create_stream(priority=exam["priority"])
-    result = load.on(stream, 2)
-    stream.synchronize()
-    load.check(result, 2)
-
-
-@case("stream", requires=_STREAM)
-def bad_priorities_are_refused(exam: Exam) -> None:
-    """What is no integer from -100 to 100 is no priority.
-
-    Kills a provider that takes a boolean, a text or NaN for a number.
-    """
-    for junk in (None, "high", 1.5, float("nan"), True, 10**9, -101, [0], object()):
-        exam.refuses(InvalidArgumentError, exam.provider.create_stream, junk, says=("priority",))
 
 
 @case("stream", requires=_STREAM, needs=computes)
