@@ -112,6 +112,14 @@ def test_priorities_are_turned_round_and_clamped(make, asked, given):
     assert seen == [given]
 
 
+def test_dlpack_is_declared_where_torch_keeps_it(make, monkeypatch):
+    array = make().from_numpy(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match="Unknown device type"):
+        torch.from_dlpack(array)
+    monkeypatch.setattr(torch.Tensor, "__dlpack_device__", lambda self: (12, self.device.index))
+    assert Feature.DLPACK in make()._features()
+
+
 def test_hardware_claims_no_level(make):
     devices = make(simulated=False).capability().devices
     assert all("level" not in item.facts for item in devices)

@@ -19,6 +19,7 @@ from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support import kernels, memory, streams
+from sagellm_backend.torch_support.arrays import speaks_dlpack
 from sagellm_backend.torch_support.device_kv import DeviceKVCopyPlan
 from sagellm_backend.torch_support.errors import check
 from sagellm_backend.torch_support.misuse import MisuseError
@@ -61,6 +62,8 @@ class AcceleratorProvider(TorchProvider):
         found = {Feature.KV_POOL, Feature.KV_HOST_POOL} | streams.module_features(self.module)
         if memory.can_pin():
             found.add(Feature.PINNED_MEMORY)
+        if speaks_dlpack(torch.device(self.device)):
+            found.add(Feature.DLPACK)
         if self._device_count() > 1:
             found.add(Feature.KV_PEER_COPY)
         if self.comm_backend:

@@ -51,3 +51,17 @@ def as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array)
     plain = array.view(np.int16 if carrier is torch.int16 else np.int8)
     return torch.from_numpy(plain).view(dtype)
+
+
+def speaks_dlpack(device: torch.device) -> bool:
+    """Whether tensors of ``device`` say where they lie, as consumers ask first, and give a capsule.
+
+    torch 2.13 gives capsules of PrivateUse1 devices and does not know where they lie.
+    """
+    tensor = torch.empty(1, device=device)
+    try:
+        tensor.__dlpack_device__()
+        tensor.__dlpack__()
+    except (BufferError, RuntimeError, TypeError, ValueError):
+        return False
+    return True
