@@ -68,10 +68,13 @@ def provider_identity(distribution: str | None) -> dict[str, Any]:
     Where no such distribution is installed nothing holds the provider's files, and it counts as
     editable.
     """
+    nobody = {"distribution": None, "version": None, "record_digest": None, "editable": True}
+    if not distribution:
+        return nobody
     try:
-        found = metadata.distribution(distribution or "")
-    except (metadata.PackageNotFoundError, ValueError):
-        return {"distribution": None, "version": None, "record_digest": None, "editable": True}
+        found = metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return nobody
     record = found.read_text("RECORD")
     return {
         "distribution": found.metadata["Name"],
