@@ -271,3 +271,15 @@ class TestJoining:
             with pytest.raises(CommError, match="join failed on rank 0 of 2"):
                 join("cpu", "gloo", CPU, 0, 2, address, 10.0)
             assert time.monotonic() - start < 5
+
+    def test_a_join_that_fails_late_leaves_no_group(self, monkeypatch, tmp_path):
+        real = torch.distributed.init_process_group
+
+        def fail_late(*args, **kwargs):
+            real(*args, **kwargs)
+            raise RuntimeError("the barrier of the store broke")
+
+        monkeypatch.setattr(torch.distributed, "init_process_group", fail_late)
+        with pytest.raises(CommError, match="the barrier of the store broke"):
+            join("cpu", "gloo", CPU, 0, 1, f"file://{tmp_path}/group", 5.0)
+        assert not torch.distributed.is_initialized()
