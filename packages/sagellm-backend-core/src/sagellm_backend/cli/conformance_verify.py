@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     held = [report for report, data in found if report is not None and not data["problems"]]
     status = 0 if len(held) == len(found) else 1
     if len(held) == 2:
-        shortfalls = certificate_shortfalls(*held)
+        shortfalls = certificate_shortfalls(held[0], held[1])
         answer["certificate"] = {"granted": not shortfalls, "shortfalls": shortfalls}
         status = 1 if shortfalls else 0
     if options.json:
