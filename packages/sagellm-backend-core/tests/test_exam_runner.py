@@ -23,7 +23,7 @@ def _planted(monkeypatch):
 
 
 def examine(modules=("planted_cases",), backend="reference", **options):
-    options.setdefault("case_timeout_s", LIMIT_S)
+    options.setdefault("case_timeout_s", 30.0)
     return run(backend, modules=modules, paths=[str(PLANTED)], **options)
 
 
@@ -41,7 +41,7 @@ def planted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PLANTED))
         patch.setenv("PYTEST_ADDOPTS", "--no-such-option")
-        result = examine(out=out, progress=seen.append, seed=11)
+        result = examine(out=out, progress=seen.append, seed=11, case_timeout_s=LIMIT_S)
     return result, seen
 
 
@@ -132,6 +132,12 @@ def test_plan_and_ledger_are_on_disk(planted):
 
 def test_what_a_case_leaves_behind_is_ended(by_name):
     assert is_gone(int(by_name["leaves_a_process"].metrics["pid"]))
+
+
+def test_a_failure_says_what_its_process_had_done_before(by_name):
+    assert "ran" not in by_name["passes"].detail
+    assert "had run 1 cases, core.passes the last" in by_name["fails"].detail
+    assert "had run" not in by_name["exits_with_1"].detail
 
 
 def test_details_hold_no_paths(by_name):
@@ -236,6 +242,10 @@ def test_cases_without_a_provider_are_missing(monkeypatch, tmp_path):
     result = examine(["planted_gone"], factory="planted_providers:Counting")
     assert [item.outcome for item in result.cases] == ["crashed", "missing", "missing"]
     assert "the device is gone" in result.cases[-1].detail
+    monkeypatch.setattr(runner, "MAX_REPLACEMENTS", 1)
+    (tmp_path / "mark").unlink()
+    result = examine(["planted_gone"], factory="planted_providers:Counting")
+    assert "gave up after 1" in result.cases[-1].detail
 
 
 def test_a_device_that_goes_away_meanwhile_costs_only_the_rest(monkeypatch, tmp_path):

@@ -65,7 +65,8 @@ class CaseResult:
 class Ledger:
     """Records in the order of events, each on disk before the next one is made.
 
-    A record has ``event``, ``id`` and ``rank``. Events: ``start``; ``end`` with the child's
+    A record has ``event``, ``id`` and ``rank``. Events: ``start`` with ``nth``, the number of cases
+    that the process had run before, and ``after``, the last of them; ``end`` with the child's
     ``outcome``, ``detail``, ``seconds``, ``metrics``, and ``output`` and ``output_bytes``; ``died``
     with ``returncode``, ``stacks`` and output; ``timeout`` with ``stacks`` and output; ``killed``
     for ranks that were ended because of another's fate; ``lost`` for cases for which no child could
@@ -119,6 +120,8 @@ def judge_case(case: Case, records: Sequence[Mapping[str, Any]], root_seed: int 
         for rank in range(case.world)
     ]
     outcome, detail = _first_bad(ranks, records)
+    if outcome != "passed":
+        detail += _circumstances(records)
     first = next((record for record in records if record["rank"] == 0 and "seconds" in record), {})
     return CaseResult(
         id=case.id,
@@ -130,6 +133,13 @@ def judge_case(case: Case, records: Sequence[Mapping[str, Any]], root_seed: int 
         detail=detail,
         ranks=tuple(word for word, _ in ranks) if case.world > 1 else None,
     )
+
+
+def _circumstances(records: Sequence[Mapping[str, Any]]) -> str:
+    """What a replay of this case alone would not do again."""
+    start = next((record for record in records if record["event"] == "start"), {})
+    last = "".join(start.get("after", ()))
+    return f"\n  in a process that had run {start['nth']} cases, {last} the last" if last else ""
 
 
 def _first_bad(

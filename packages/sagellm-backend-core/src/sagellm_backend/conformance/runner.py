@@ -25,7 +25,7 @@ from sagellm_backend.conformance.world import World
 from sagellm_backend.errors import InvalidArgumentError, UnavailableError
 
 MAX_REPLACEMENTS = 32
-"""Worlds that are started anew after cases that spoilt them, before a run gives up."""
+"""Worlds that are started anew after a process died or hung, before a run gives up."""
 
 
 def run(
@@ -108,13 +108,11 @@ class _Crew:
         self._paths = paths
         self._worlds: dict[int, World] = {}
         self._ready: set[int] = set()
-        self._started: set[int] = set()
         self._replacements = 0
         self.load: dict[str, Any] = {}
 
     def begin(self) -> Startup:
         """What the provider says of itself; its process stays for the first cases."""
-        self._count_start(1)
         return start(self._world(1), self._backend, self._factory, self._limit_s)
 
     def run(self, case: Case, ledger: Ledger) -> None:
@@ -122,7 +120,9 @@ class _Crew:
         try:
             world = self._fit_world(case.world)
         except (UnavailableError, InvalidArgumentError) as error:
-            self._world(case.world).close()
+            world = self._world(case.world)
+            world.close()
+            world.lost_one = True
             for rank in range(case.world):
                 ledger.add("lost", case.id, rank, detail=f"no process for it: {error}")
             return
@@ -142,7 +142,7 @@ class _Crew:
         world = self._world(size)
         if not world.children:
             self._ready.discard(size)
-            self._count_start(size)
+            self._count(world)
             startup = start(world, self._backend, self._factory, self._limit_s)
             if startup.descriptor is None:
                 raise UnavailableError(startup.detail)
@@ -151,12 +151,11 @@ class _Crew:
             self._ready.add(size)
         return world
 
-    def _count_start(self, size: int) -> None:
-        if size in self._started:
+    def _count(self, lost: World) -> None:
+        if lost.lost_one:
             if self._replacements >= MAX_REPLACEMENTS:
                 raise UnavailableError(f"the run gave up after {MAX_REPLACEMENTS} new processes")
             self._replacements += 1
-        self._started.add(size)
 
 
 def _planned(

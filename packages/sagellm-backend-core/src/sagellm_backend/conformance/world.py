@@ -23,7 +23,7 @@ class World:
     """As many children as ranks, which run one case after the other.
 
     For one thread. ``folder`` is for temporary files, ``paths`` are put before the module path of
-    the children.
+    the children. ``lost_one`` says whether a process died or had to be killed when it was last open.
     """
 
     def __init__(self, size: int, folder: Path, paths: Sequence[str] = ()) -> None:
@@ -31,10 +31,13 @@ class World:
         self._folder = folder
         self._paths = paths
         self._made = 0
+        self._history: list[str] = []
         self.children: list[ChildProcess] = []
+        self.lost_one = False
 
     def open(self, timeout_s: float) -> None:
         """Start the processes. Raises as :meth:`ask`."""
+        self._history, self.lost_one = [], False
         for _ in range(self.size):
             self._made += 1
             self.children.append(ChildProcess(self._folder / str(self._made), self._paths))
@@ -79,7 +82,7 @@ class World:
 
         When a rank dies the others are killed; when it fails otherwise they have
         :data:`GRACE_S` to end. Afterwards the world is closed unless all its processes are fit for
-        another case.
+        another case: what one failure leaves between several must not fail the next case too.
         """
         self._made += 1
         rendezvous = self._folder / f"rendezvous{self._made}"
@@ -91,7 +94,11 @@ class World:
                 world=self.size,
                 init_method=f"file://{rendezvous}" if self.size > 1 else None,
             )
-        if not _Watch(self, case.id, timeout_s, ledger).until_all_ended():
+        watch = _Watch(self, case.id, timeout_s, ledger, tuple(self._history))
+        watch.until_all_ended()
+        self._history.append(case.id)
+        self.lost_one = watch.lost_one
+        if not watch.fit:
             self.close()
         rendezvous.unlink(missing_ok=True)
 
@@ -120,19 +127,28 @@ class LostError(UnavailableError):
 class _Watch:
     """One case of a world, from the command to the last rank's end."""
 
-    def __init__(self, world: World, case_id: str, timeout_s: float, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        world: World,
+        case_id: str,
+        timeout_s: float,
+        ledger: Ledger,
+        history: Sequence[str],
+    ) -> None:
+        self.fit = True
+        self.lost_one = False
         self._world = world
         self._id = case_id
         self._limit_s = timeout_s
         self._ledger = ledger
+        self._history = history
         self._start = time.monotonic()
         self._deadline = self._start + timeout_s
         self._waiting = dict(enumerate(world.children))
-        self._fit = True
         self._culprit: int | None = None
 
-    def until_all_ended(self) -> bool:
-        """Watch; whether the processes can run another case."""
+    def until_all_ended(self) -> None:
+        """Watch; afterwards ``fit`` says whether the processes can run another case."""
         while self._waiting:
             for rank in list(self._waiting):
                 self._take(rank)
@@ -140,7 +156,6 @@ class _Watch:
                 self._stop()
             elif self._waiting:
                 self._world._wait(list(self._waiting))  # noqa: SLF001 - one noun in two classes
-        return self._fit
 
     def _take(self, rank: int) -> None:
         child = self._waiting[rank]
@@ -149,17 +164,19 @@ class _Watch:
             return
         event = record.pop("event")
         if event == "start":
-            self._ledger.add(event, self._id, rank)
+            before = {"nth": len(self._history), "after": [*self._history[-1:]]}
+            self._ledger.add(event, self._id, rank, **before)
         elif event == "end":
             self._finish(rank, event, **record)
-            self._fit &= not (record.get("left") or record.get("spoilt"))
+            self.fit &= not (record.get("left") or record.get("spoilt"))
             if record.get("outcome") != "passed":
+                self.fit &= self._world.size == 1
                 self._blame(rank, GRACE_S)
         else:
             if event == "unreadable":
                 record = {"returncode": -9, "stacks": f"its record is unreadable: {record['line']}"}
             self._finish(rank, "died", seconds=time.monotonic() - self._start, **record)
-            self._fit = False
+            self.fit, self.lost_one = False, True
             self._blame(rank, 0.0)
 
     def _finish(self, rank: int, event: str, **content: Any) -> None:
@@ -176,7 +193,7 @@ class _Watch:
 
     def _stop(self) -> None:
         """The time is over: for the case, or for those that are left after another's failure."""
-        self._fit = False
+        self.fit, self.lost_one = False, True
         for rank, child in list(self._waiting.items()):
             if self._culprit is None:
                 seconds = time.monotonic() - self._start
