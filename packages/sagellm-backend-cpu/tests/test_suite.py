@@ -21,7 +21,7 @@ CASES = [case for case in plan(CAPABILITY, PROFILES, "stress").cases if case.wor
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_case(case):
-    exam = Exam(case, CAPABILITY, build, depth="stress")
+    exam = Exam(case, CAPABILITY, build, depth="standard")
     try:
         case.function(exam)
     finally:
