@@ -15,6 +15,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,8 +40,15 @@ class Display:
             MofNCompleteColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}  {task.description}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
+            # Of a line that is too long only the name of the case is cut.
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
             console=self._console,
+            expand=True,
             transient=True,
             disable=not self._live,
         )
