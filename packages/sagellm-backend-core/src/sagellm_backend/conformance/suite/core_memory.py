@@ -208,7 +208,8 @@ def pools_are_counted_to_the_byte(exam: Exam) -> None:
         )
         if release == "close":
             pool.close()
-        del pool
+        else:
+            pool = None
         after = own(exam)
         exam.check(
             after["kv_bytes"] == before["kv_bytes"],
