@@ -171,6 +171,8 @@ def child_environment(environ: Mapping[str, str], paths: Sequence[str] = ()) -> 
 
     Its module path is ``paths``, then what PYTHONPATH has, then the core that the parent runs.
     """
+    # Threads that spin while they wait for one another make a busy machine many times slower.
+    polite = {"OMP_WAIT_POLICY": "PASSIVE"}
     kept = {
         name: value
         for name, value in environ.items()
@@ -178,7 +180,7 @@ def child_environment(environ: Mapping[str, str], paths: Sequence[str] = ()) -> 
     }
     inherited = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     found = [os.path.abspath(path) for path in (*paths, *inherited, str(_CORE))]  # noqa: PTH100
-    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(found))}
+    return {**polite, **kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(found))}
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
