@@ -179,6 +179,8 @@ def no_dlpack(exam: Exam) -> None:
     refused(exam, Feature.DLPACK)
     array = exam.provider.from_numpy(np.zeros(3, np.float32))
     try:
+        # In the order of a consumer, who asks for the device first.
+        array.__dlpack_device__()
         array.__dlpack__()
     except Exception:  # noqa: BLE001 - whatever a framework raises, it gives no capsule
         return
