@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from sagellm_backend.errors import BackendError, InvalidArgumentError, UnavailableError
 
-SUBCOMMANDS = ("plan", "run", "replay", "verify", "diff")
+SUBCOMMANDS = ("plan", "run", "replay", "verify", "diff", "zoo")
 """The subcommands, each a module ``conformance_NAME`` of this package with ``add_to(subparsers)``
 and ``run(options)``, which returns the exit status."""
 

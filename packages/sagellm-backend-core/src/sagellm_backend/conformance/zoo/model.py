@@ -1,0 +1,66 @@
+"""Faults that show when a decoder runs: what is kept from step to step, and from block to block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sagellm_backend.conformance.zoo.kernels_calls import OwnCalls
+from sagellm_backend.conformance.zoo.member import add_member, kernel_fault, member
+from sagellm_backend.conformance.zoo.parts import with_move
+from sagellm_backend.kv.copy import Ids
+from sagellm_backend.ops.cases import Array
+from sagellm_backend.ops.rope import rope
+
+_TOKENS = "model.tokens_are_those_of_the_reference"
+_SHARED = "model.a_shared_prefix_is_copied_before_appending"
+_SWAPPED = "model.a_preempted_sequence_goes_on_after_swapping"
+
+
+@member("model", "Attention keeps the lengths of the step before", kills=(_TOKENS,))
+class StepsKeepMetadata(OwnCalls):
+    def wrap(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        if name != "attention":
+            return kernel
+        seen = self.__dict__.setdefault("seen", {})
+
+        def call(q: Any, k: Any, v: Any, metadata: Any, **options: Any) -> Any:
+            first = seen.setdefault((metadata.mode, metadata.num_query_tokens), metadata)
+            return kernel(q, k, v, first, **options)
+
+        return call
+
+
+@kernel_fault("rope", "Positions begin anew in every step", kills=(_TOKENS,), profile="model")
+def positions_begin_anew(
+    q: Array, k: Array, positions: Array, cos_sin: Array, *, style: str = "neox"
+) -> tuple[Array, Array]:
+    return rope(q, k, np.arange(len(positions)), cos_sin, style=style)
+
+
+def _misses_last_layer(read: Array, write: Array, sources: Ids, targets: Ids) -> None:
+    write[:-1, :, targets] = read[:-1, :, sources]
+
+
+def _misses_first_block(read: Array, write: Array, sources: Ids, targets: Ids) -> None:
+    if len(sources) > 1:
+        sources, targets = sources[1:], targets[1:]
+    write[:, :, targets] = read[:, :, sources]
+
+
+add_member(
+    "copy-misses-last-layer",
+    "model",
+    "A copy leaves the last layer behind",
+    with_move(_misses_last_layer),
+    kills=(_SHARED, _SWAPPED),
+)
+add_member(
+    "copy-misses-first-of-several",
+    "model",
+    "A copy of several blocks leaves the first behind",
+    with_move(_misses_first_block),
+    kills=(_SWAPPED,),
+)
