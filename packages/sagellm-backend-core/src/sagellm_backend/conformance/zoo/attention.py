@@ -44,6 +44,22 @@ def _table_of_int64(
     return paged(cache, metadata, words)[: metadata.kv_lens[sequence]]
 
 
+def _unshared(cache: Array, metadata: AttentionMetadata, sequence: int, values: bool) -> Array:
+    if metadata.block_table is None:
+        return gather(cache, metadata, sequence, values)
+    blocks = blocks_of(metadata, sequence)
+    taken = np.isin(blocks, metadata.block_table[:sequence])
+    other = np.where(taken, (blocks + 1) % len(cache), blocks)
+    return paged(cache, metadata, other)[: metadata.kv_lens[sequence]]
+
+
+def _last_columns(cache: Array, metadata: AttentionMetadata, sequence: int, values: bool) -> Array:
+    if metadata.block_table is None:
+        return gather(cache, metadata, sequence, values)
+    blocks = metadata.block_table[sequence, -len(blocks_of(metadata, sequence)) :]
+    return paged(cache, metadata, blocks)[: metadata.kv_lens[sequence]]
+
+
 def _whole_blocks(cache: Array, metadata: AttentionMetadata, sequence: int, values: bool) -> Array:
     if metadata.block_table is None:
         return gather(cache, metadata, sequence, values)
@@ -155,6 +171,14 @@ _FAULTS = {
         "The block table is read as int64",
         FlawedAttention(gather=_table_of_int64),
     ),
+    "reads-shared-blocks-once": (
+        "A block that an earlier sequence has is taken for another",
+        FlawedAttention(gather=_unshared),
+    ),
+    "reads-tables-from-the-end": (
+        "The last columns of the table are read, padded or not",
+        FlawedAttention(gather=_last_columns),
+    ),
     "leaks-nan": (
         "Slots without a token are multiplied by a weight of 0",
         FlawedAttention(gather=_whole_blocks),
@@ -162,6 +186,10 @@ _FAULTS = {
 }
 
 _ALSO = {
+    "misses-last-key": ("attention.needles",),
+    "sees-one-ahead": ("attention.hidden_tokens",),
+    "reads-shared-blocks-once": ("attention.shared_prefix",),
+    "reads-tables-from-the-end": ("attention.padding_of_tables",),
     "leaks-nan": ("attention.unused_slots", "kv.free_blocks_never_reach_attention"),
     "ignores-block-table": ("attention.permuted_blocks",),
     "takes-int32-table-for-int64": ("attention.attention_over_a_pool",),
@@ -171,7 +199,7 @@ for _name, (_text, _kernel) in _FAULTS.items():
     kernel_fault(
         "attention",
         _text,
-        kills=("attention.attention", *_ALSO.get(_name, ())),
+        kills=_ALSO.get(_name, ("attention.attention",)),
         profile="attention",
         name=f"attention-{_name}",
     )(_kernel)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sagellm_backend.conformance.zoo.member import add_member, member
-from sagellm_backend.conformance.zoo.parts import Move, OwnKV, with_move
+from sagellm_backend.conformance.zoo.parts import Move, NoisyPool, OwnKV, with_move
 from sagellm_backend.kv import CompletedTransfer, KVCopyPlan, KVPool, Transfer
 from sagellm_backend.kv.copy import Ids
 from sagellm_backend.ops.cases import Array
@@ -183,3 +183,4 @@ class _StayingPlan(ReferenceKVCopyPlan):
 @member("kv", "A copy to another device stays on its own", kills=(_EXACT, "core.peer_copy"))
 class CopyStaysOnItsDevice(OwnKV):
     plan = _StayingPlan
+    pool = NoisyPool

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from sagellm_backend.conformance.zoo.member import member
-from sagellm_backend.conformance.zoo.parts import OwnKV, OwnMove
+from sagellm_backend.conformance.zoo.parts import NoisyPool, OwnKV, OwnMove
 from sagellm_backend.kv import CompletedTransfer, Transfer
 from sagellm_backend.kv.copy import Ids
 from sagellm_backend.ops.cases import Array
@@ -142,6 +142,7 @@ class _LateAndSilent(ReferenceKVCopyPlan):
 @member("kv", "Waiting for a transfer does not wait", kills=(_ORDERED, "core.async_copy"))
 class TransferDoesNotWait(OwnKV):
     plan = _LateAndSilent
+    pool = NoisyPool
 
     def _to_numpy(self, array: DeviceArray) -> Array:
         return array.require_live().raw().copy(order="C")

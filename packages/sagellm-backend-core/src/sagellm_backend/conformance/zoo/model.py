@@ -33,6 +33,23 @@ class StepsKeepMetadata(OwnCalls):
         return call
 
 
+@member(
+    "attention",
+    "Keys and values are kept with the metadata",
+    kills=("attention.metadata_serves_every_layer",),
+)
+class MetadataKeepsKeys(OwnCalls):
+    def wrap(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        if name != "attention":
+            return kernel
+
+        def call(q: Any, k: Any, v: Any, metadata: Any, **options: Any) -> Any:
+            k, v = metadata.native.setdefault("kept", (k, v))
+            return kernel(q, k, v, metadata, **options)
+
+        return call
+
+
 @kernel_fault("rope", "Positions begin anew in every step", kills=(_TOKENS,), profile="model")
 def positions_begin_anew(
     q: Array, k: Array, positions: Array, cos_sin: Array, *, style: str = "neox"

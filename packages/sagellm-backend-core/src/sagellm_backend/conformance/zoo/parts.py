@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from sagellm_backend.hooks import Place
 from sagellm_backend.kv import BlockAllocator, KVCopyPlan, KVLayout, KVPool, Transfer
@@ -39,6 +42,15 @@ class OwnKV(ReferenceProvider):
 def plain_move(read: Array, write: Array, sources: Ids, targets: Ids) -> None:
     """The right way to move pages."""
     write[:, :, targets] = read[:, :, sources]
+
+
+class NoisyPool(ReferenceKVPool):
+    """A pool whose fresh blocks hold noise, no two the same."""
+
+    def __init__(self, owner: Any, layout: KVLayout, num_blocks: int, place: Place) -> None:
+        super().__init__(owner, layout, num_blocks, place)
+        memory = self.storage.memory
+        memory[...] = np.random.default_rng(memory.ctypes.data).integers(0, 127, memory.shape)
 
 
 class OwnMove(ReferenceKVCopyPlan):

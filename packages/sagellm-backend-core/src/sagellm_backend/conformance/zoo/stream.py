@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from sagellm_backend.conformance.zoo.member import member
+from sagellm_backend.errors import UnavailableError
 from sagellm_backend.reference.arrays import DeviceArray
 from sagellm_backend.reference.memory import Storage
 from sagellm_backend.reference.provider import ReferenceProvider
@@ -251,20 +253,14 @@ class PrioritiesReachTheDriver(OwnStreams):
 
 @member(
     "stream",
-    "Threads share the scratch memory of a kernel",
+    "Streams are made in the thread that made the provider, and in no other",
     kills=("stream.threads_have_streams_of_their_own",),
 )
-class ThreadsShareScratch(OwnStreams):
-    def get_kernel(self, name: str, **static: Any) -> Callable[..., Any]:
-        kernel = super().get_kernel(name, **static)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.scratch = args, kwargs
-            time.sleep(1e-3)
-            args, kwargs = self.scratch
-            return kernel(*args, **kwargs)
-
-        return call
+class StreamsAreOfOneThread(OwnStreams):
+    def _create_stream(self, priority: int) -> ReferenceStream:
+        if threading.current_thread() is not threading.main_thread():
+            raise UnavailableError("driver error 201: invalid device context")
+        return super()._create_stream(priority)
 
 
 @member(
