@@ -26,7 +26,16 @@ nox.options.default_venv_backend = "virtualenv"  # pip finds torch in more place
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "typecheck", "layout", "core", "tests", "conformance", "generate"]
+nox.options.sessions = [
+    "lint",
+    "typecheck",
+    "layout",
+    "core",
+    "tests",
+    "conformance",
+    "zoo",
+    "generate",
+]
 
 # pyenv's shims answer for the chosen versions only; its interpreters answer for themselves.
 pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -65,6 +74,7 @@ def lint(session: nox.Session) -> None:
     session.install(*group("lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check")
+    session.run("python", "tools/hardware_table.py", "--check")
     lines = {
         path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
         for path in ROOT.glob("packages/*/src/**/*.py")
