@@ -195,7 +195,7 @@ SHAPES = {
     "a negative duration": lambda r: r["cases"][0].update(seconds=-1),
     "a seed as a number": lambda r: r["request"].update(seed=7),
     "a digest cut short": lambda r: r.update(digest=r["digest"][:-1]),
-    "an id with a path": lambda r: r["cases"][0].update(id="/tmp/x.py::case"),
+    "an id with a path": lambda r: r["cases"][0].update(id="/home/x.py::case"),
     "a list in place of an object": lambda r: r.update(suite=[]),
 }
 
