@@ -24,9 +24,11 @@ class CommMethods(ProviderChecks):
         """Join a group of processes.
 
         Without arguments the group is the one that the launcher (torchrun) describes in the
-        environment. ``init_method`` is ``tcp://host:port`` or ``file:///path``. The first open one
-        is the default of :meth:`all_reduce` and :meth:`all_gather`. Raises :class:`CommError`, and
-        :class:`CommTimeoutError` if the others do not come.
+        environment. ``init_method`` is ``tcp://host:port`` or ``file:///path``; one address serves
+        any number of groups, one after the other, and the file is the caller's to delete when the
+        last has closed. The first open group is the default of :meth:`all_reduce` and
+        :meth:`all_gather`. Raises :class:`CommError`, and :class:`CommTimeoutError` if the others
+        do not come.
         """
         self._require_open()
         self.require(Feature.COLLECTIVE)

@@ -14,7 +14,7 @@ from sagellm_backend.collectives import Communicator
 from sagellm_backend.errors import CapabilityError, ErrorCode, InvalidArgumentError
 from sagellm_backend.torch_support.comm_errors import comm_errors
 from sagellm_backend.torch_support.comm_local import LocalCommunicator
-from sagellm_backend.torch_support.communicator import TorchCommunicator, destroy
+from sagellm_backend.torch_support.communicator import TorchCommunicator, destroy, settle
 from sagellm_backend.torch_support.rendezvous import meet, resolve_launch
 
 _LONGEST_S = 10**8  # torch counts in milliseconds of limited range
@@ -68,6 +68,7 @@ def join(
             group = dist.new_group(timeout=timedelta(seconds=timeout_s), backend=backend)
         else:
             group = _create_default(backend, address, rank, world_size, timeout_s)
+        settle(group)
     ours = not attach or _Default.users > 0
     _Default.users += ours
     leave = _leave_default if ours else destroy

@@ -166,6 +166,8 @@ class TorchCommunicator(TorchArrayCommunicator):
             create = partial(create, sort_ranks=False)  # newer than new_group: where it matters
         with self.errors(f"subgroup {ranks}"):
             group = create()
+            if mine:
+                settle(group)
         if not mine:
             return None
         return self._adopt(
@@ -247,6 +249,16 @@ class TorchCommunicator(TorchArrayCommunicator):
             )
 
 
+def settle(group: Any) -> None:
+    """Wait until every rank has connected to every other.
+
+    Gloo connects when a group is made: a rank that closes it at once, or ends the server of
+    addresses, would fail the ranks that are still connecting. Other libraries connect later.
+    """
+    if dist.get_backend(group) == "gloo":
+        dist.barrier(group=group)
+
+
 def destroy(group: Any) -> None:
     """Destroy a process group that may be gone already."""
     # Whoever owns the default group may have destroyed everything before us.
@@ -262,4 +274,4 @@ def _divide(array: torch.Tensor, world_size: int) -> None:
     array.detach().div_(world_size)
 
 
-__all__ = ["CHECK_VARIABLE", "TorchCommunicator", "destroy"]
+__all__ = ["CHECK_VARIABLE", "TorchCommunicator", "destroy", "settle"]

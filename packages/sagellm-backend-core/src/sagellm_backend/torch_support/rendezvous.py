@@ -95,7 +95,8 @@ def _open_store(address: str, rank: int, world_size: int, timeout_s: float) -> S
                 f"{address!r} does not name a file in a folder that exists.",
                 hint="Write file:///path, with an absolute path that all ranks see.",
             )
-        return dist.FileStore(str(path), world_size)
+        # Told how many processes there are, it would delete the file under the next group.
+        return dist.FileStore(str(path))
     if parts.scheme not in {"tcp", "env"} or not host or port is None:
         raise InvalidArgumentError(f"{address!r} is no address to meet at.", hint=_METHODS)
     agent_serves = (
