@@ -259,7 +259,7 @@ class TestJoining:
             join("cpu", "gloo", CPU, 0, 3, method, 0.3)
         with pytest.raises(CommTimeoutError, match=r"rank 0 did not come|join failed on rank 1"):
             join("cpu", "gloo", CPU, 1, 3, method + "x" * (kind == "file"), 0.5)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 8
         assert not torch.distributed.is_initialized()
 
     def test_a_port_that_is_taken_is_an_error_at_once(self):
@@ -269,8 +269,8 @@ class TestJoining:
             address = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
             start = time.monotonic()
             with pytest.raises(CommError, match="join failed on rank 0 of 2"):
-                join("cpu", "gloo", CPU, 0, 2, address, 10.0)
-            assert time.monotonic() - start < 5
+                join("cpu", "gloo", CPU, 0, 2, address, 30.0)
+            assert time.monotonic() - start < 20
 
     def test_a_join_that_fails_late_leaves_no_group(self, monkeypatch, tmp_path):
         real = torch.distributed.init_process_group

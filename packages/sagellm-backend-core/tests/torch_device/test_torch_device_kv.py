@@ -15,7 +15,7 @@ from sagellm_backend import DType, KVLayout
 from sagellm_backend.errors import DeadlineExceededError, InvalidArgumentError, KVTransferError
 
 MODULE = simdev.module
-BUSY_MS = 300
+BUSY_MS = 600
 PLACES = ("device", "host", "simdev:1")
 
 

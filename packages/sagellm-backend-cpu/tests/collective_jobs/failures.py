@@ -46,7 +46,7 @@ def a_late_peer_is_a_timeout(here):
         start = time.monotonic()
         with refused(CommTimeoutError, "all_reduce", "rank 0 of 2", "timeout 1 s"):
             group.all_reduce(torch.ones(4))
-        assert 0.9 < time.monotonic() - start < 4
+        assert 0.9 < time.monotonic() - start < 15
     with refused(UnavailableError, "cannot be used any more", "all_reduce failed"):
         group.barrier()
     group.close()
@@ -66,7 +66,7 @@ def every_wait_has_a_timeout(here):
             start = time.monotonic()
             with refused(CommTimeoutError, "rank 0 of 2"):
                 wait(group)
-            assert time.monotonic() - start < 4
+            assert time.monotonic() - start < 15
         here.meet(name)
         group.close()
 

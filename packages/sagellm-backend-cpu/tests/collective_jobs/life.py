@@ -40,6 +40,12 @@ def groups_over_a_port_can_be_made_again(here):
     _made_again(here, (here.folder / "address").read_text())
 
 
+def a_group_can_be_closed_as_soon_as_it_is_joined(here):
+    """No rank is failed by one that left before all had connected, or by a file that it removed."""
+    for _ in range(100):
+        here.join(init_method=f"file://{here.folder}/at_once").close()
+
+
 def the_last_communicator_ends_the_default_group(here):
     hook = sys.excepthook
     first, second = here.join(), here.join()
@@ -107,6 +113,7 @@ def the_provider_joins(here):
 CHECKS = (
     groups_over_a_file_can_be_made_again,
     groups_over_a_port_can_be_made_again,
+    a_group_can_be_closed_as_soon_as_it_is_joined,
     the_last_communicator_ends_the_default_group,
     an_engines_group_is_joined_and_left_alone,
     files_left_by_a_crash_do_no_harm,

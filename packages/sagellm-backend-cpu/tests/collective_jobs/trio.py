@@ -58,7 +58,7 @@ def a_dead_peer_is_an_error(here, group):
     start = time.monotonic()
     with refused(CommError, "all_reduce", f"rank {here.rank} of 3"):
         group.all_reduce(torch.ones(100))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15
     with refused(UnavailableError, "cannot be used any more"):
         group.all_reduce(torch.ones(100))
     group.close()
