@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 
 from sagellm_backend.attention import AttentionMetadata
-from sagellm_backend.base import BackendProvider
 from sagellm_backend.collectives import Communicator
 from sagellm_backend.dtypes import DType
 from sagellm_backend.hooks import Place
@@ -17,11 +16,12 @@ from sagellm_backend.kv import KVCopyPlan, KVLayout, KVPool
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support import attention, kernels
 from sagellm_backend.torch_support.arrays import TORCH_DTYPES, as_tensor, to_numpy
+from sagellm_backend.torch_support.engine import EngineMethods
 from sagellm_backend.torch_support.errors import check
 from sagellm_backend.torch_support.kv import TorchKVCopyPlan, TorchKVPool
 
 
-class TorchProvider(BackendProvider):
+class TorchProvider(EngineMethods):
     """Arrays are tensors. A subclass says which device, and gives memory on it."""
 
     array_framework = "torch"

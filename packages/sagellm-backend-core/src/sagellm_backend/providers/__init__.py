@@ -1,0 +1,1 @@
+"""Providers under the module names of Protocol v0.1."""
