@@ -52,10 +52,15 @@ def result_of(case, seed, **changes):
     return CaseResult(**{**facts, **changes})
 
 
-def make_run(claims=None, *, seed=CERTIFICATION_SEED, profiles=("core",), results=(), **changes):
-    """A run in which all cases pass, but for ``results``: fields of the first, the second, ..."""
+def make_run(
+    claims=None, *, seed=CERTIFICATION_SEED, profiles=("core",), results=(), here=True, **changes
+):
+    """A run in which all cases pass, but for ``results``: fields of the first, the second, ...
+
+    ``here`` says whether there was a checkpoint.
+    """
     claims = claims or capability()
-    planned = plan(claims, profiles, "standard")
+    planned = plan(claims, profiles, "standard", checkpoint=here)
     cases = [result_of(case, seed) for case in planned.cases]
     for index, fields in enumerate(results):
         cases[index] = result_of(planned.cases[index], seed, **fields)

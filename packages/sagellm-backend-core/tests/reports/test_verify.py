@@ -315,7 +315,7 @@ def test_of_a_run_for_development_the_plan_is_not_derived(make):
 
 
 def test_a_descriptor_that_breaks_the_planner_is_a_problem(passed):
-    def planner(*_):
+    def planner(*_, **__):
         raise ZeroDivisionError("by a foreign claim")
 
     (problem,) = verify(passed, planner).problems

@@ -25,6 +25,7 @@ def add_to(subcommands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Print the plan of every backend. Each is built once, in a process of its own."""
     from sagellm_backend.conformance.case import plan
+    from sagellm_backend.conformance.checkpoint import locate
     from sagellm_backend.conformance.descriptor import capability_of
     from sagellm_backend.conformance.startup import available_backends, describe_backend
     from sagellm_backend.errors import UnavailableError
@@ -40,7 +41,12 @@ def run(options: argparse.Namespace) -> int:
         )
         if found.descriptor is None:
             raise UnavailableError(f"Backend {name!r} could not be built: {found.detail}")
-        planned = plan(capability_of(found.descriptor), options.profile, options.depth)
+        planned = plan(
+            capability_of(found.descriptor),
+            options.profile,
+            options.depth,
+            checkpoint=locate() is not None,
+        )
         plans[found.name] = planned.to_dict()
     if options.json:
         print(json.dumps(plans, indent=2))

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
@@ -29,6 +29,7 @@ DEPTHS = ("smoke", "standard", "stress")
 """How much is run; a case of one depth runs at every deeper one too."""
 
 _DECLARED = "__conformance_cases__"
+_FETCH = "there is no checkpoint here; examples/fetch_model.py fetches it"
 
 CaseFunction = TypeVar("CaseFunction", bound=Callable[..., None])
 Params = Mapping[
@@ -50,6 +51,7 @@ class Case:
     devices: int = 1
     requires: tuple[Feature, ...] = ()
     without: Feature | None = None
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class NotApplicable:
     """A case that is not run, and why.
 
     ``reason`` is ``capability_not_declared``, ``capability_declared``, ``device_count``,
-    ``no_values`` (no value of a parameter is declared), ``condition``, ``depth`` or
-    ``profile_not_requested``; ``detail`` says what is missing or in the way.
+    ``no_values`` (no value of a parameter is declared), ``condition``, ``depth``,
+    ``profile_not_requested`` or ``checkpoint_absent``, the only one that depends on the machine and
+    not on descriptor and request; ``detail`` says what is missing or in the way.
     """
 
     id: str
@@ -81,6 +84,11 @@ class Plan:
         """The profiles with a case that proves a claim, not only refusals of what is absent."""
         found = {case.profile for case in self.cases if case.without is None}
         return tuple(profile for profile in PROFILES if profile in found)
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether a case of it runs a model."""
+        return any(case.checkpoint for case in self.cases)
 
     @property
     def digest(self) -> str:
@@ -120,18 +128,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Declaration:
-    """What the decorator was told."""
+    """What the decorator was told: a case without values, whose id is the start of theirs."""
 
-    name: str
-    profile: str
-    text: str
-    function: Callable[[Exam], None]
+    case: Case
     params: Params
-    depth: str
-    world: int
-    devices: int
-    requires: tuple[Feature, ...]
-    without: Feature | None
     needs: Callable[[CapabilityDescriptor], str | None] | None
 
 
@@ -144,6 +144,7 @@ def case(
     depth: str = "smoke",
     world: int = 1,
     devices: int = 1,
+    checkpoint: bool = False,
     needs: Callable[[CapabilityDescriptor], str | None] | None = None,
 ) -> Callable[[CaseFunction], CaseFunction]:
     """Declare a function of one :class:`Exam` as a case; its docstring says what it proves.
@@ -151,8 +152,8 @@ def case(
     The case is planned where all of ``requires`` are declared; with ``without`` only where that
     feature is not, to prove the refusal. ``params`` maps names to values, or to a function from the
     descriptor to values; the case is run for each of their product. ``world`` above 1 runs it in
-    that many processes, ``devices`` asks for that many devices. ``needs`` may give a reason why the
-    descriptor does not fit.
+    that many processes, ``devices`` asks for that many devices, ``checkpoint`` for one on this
+    machine. ``needs`` may give a reason why the descriptor does not fit.
 
     The id is ``profile.function[value-value]``, each value by its ``value``, ``label``, ``name`` or
     ``str()``. Raises :class:`InvalidArgumentError` for a declaration that is not sound.
@@ -170,19 +171,20 @@ def case(
         declared = function.__globals__.setdefault(_DECLARED, {})
         if name in declared:
             raise InvalidArgumentError(f"{function.__module__} declares the case {name} twice.")
-        declared[name] = _Declaration(
-            name=name,
+        template = Case(
+            id=f"{profile}.{name}",
             profile=profile,
             text=text,
             function=function,
-            params=dict(params or {}),
+            values={},
             depth=depth,
             world=world,
             devices=devices,
             requires=tuple(map(Feature, requires)),
             without=None if without is None else Feature(without),
-            needs=needs,
+            checkpoint=checkpoint,
         )
+        declared[name] = _Declaration(template, dict(params or {}), needs)
         return function
 
     return declare
@@ -198,7 +200,7 @@ def all_cases(
     :class:`HarnessError` for a module that cannot be imported and for ids that are not unique.
     """
     declared = [item for name in _names(modules) for item in _declared_in(name)]
-    declared.sort(key=lambda item: PROFILES.index(item.profile))
+    declared.sort(key=lambda item: PROFILES.index(item.case.profile))
     cases: list[Case] = []
     left_out: list[NotApplicable] = []
     for item in declared:
@@ -206,7 +208,7 @@ def all_cases(
         expanded = [] if refusal else list(_expand(item, capability))
         cases += expanded
         if not expanded:
-            left_out.append(refusal or _left_out(item, "no_values", ", ".join(item.params)))
+            left_out.append(refusal or _left_out(item.case, "no_values", ", ".join(item.params)))
     require_unique([*(item.id for item in cases), *(item.id for item in left_out)])
     return cases, left_out
 
@@ -216,10 +218,12 @@ def plan(
     profiles: Sequence[str] | None = None,
     depth: str = "standard",
     modules: Sequence[str] | None = None,
+    *,
+    checkpoint: bool = True,
 ) -> Plan:
     """What a run of ``profiles`` (all if ``None``) at ``depth`` consists of for this descriptor.
 
-    Raises as :func:`all_cases`, and :class:`InvalidArgumentError` for an unknown profile or depth.
+    ``checkpoint`` says whether the machine has one. Raises as :func:`all_cases`, and :class:`InvalidArgumentError` for an unknown profile or depth.
     """
     wanted = tuple(check_choice("profile", name, PROFILES) for name in profiles or PROFILES)
     reach = DEPTHS.index(check_choice("depth", depth, DEPTHS))
@@ -231,6 +235,8 @@ def plan(
             others.append(NotApplicable(item.id, item.profile, "profile_not_requested"))
         elif DEPTHS.index(item.depth) > reach:
             others.append(NotApplicable(item.id, item.profile, "depth", item.depth))
+        elif item.checkpoint and not checkpoint:
+            others.append(_left_out(item, "checkpoint_absent", _FETCH))
         else:
             taken.append(item)
     ordered = tuple(profile for profile in PROFILES if profile in wanted)
@@ -257,7 +263,10 @@ def _declared_in(name: str) -> Iterable[_Declaration]:
     return found.values()
 
 
-def _not_applicable(item: _Declaration, capability: CapabilityDescriptor) -> NotApplicable | None:
+def _not_applicable(
+    declared: _Declaration, capability: CapabilityDescriptor
+) -> NotApplicable | None:
+    item = declared.case
     missing = [feature.value for feature in item.requires if feature not in capability.features]
     if missing:
         return _left_out(item, "capability_not_declared", ", ".join(missing))
@@ -268,12 +277,12 @@ def _not_applicable(item: _Declaration, capability: CapabilityDescriptor) -> Not
     wanted = item.devices if capability.device_type == "cpu" else max(item.devices, item.world)
     if wanted > 1 and count < wanted:
         return _left_out(item, "device_count", f"{wanted} are needed, there are {count}")
-    condition = item.needs(capability) if item.needs else None
+    condition = declared.needs(capability) if declared.needs else None
     return _left_out(item, "condition", condition) if condition else None
 
 
-def _left_out(item: _Declaration, reason: str, detail: str) -> NotApplicable:
-    return NotApplicable(f"{item.profile}.{item.name}", item.profile, reason, detail)
+def _left_out(item: Case, reason: str, detail: str) -> NotApplicable:
+    return NotApplicable(item.id, item.profile, reason, detail)
 
 
 def _expand(item: _Declaration, capability: CapabilityDescriptor) -> Iterator[Case]:
@@ -281,16 +290,9 @@ def _expand(item: _Declaration, capability: CapabilityDescriptor) -> Iterator[Ca
         tuple(values(capability) if callable(values) else values) for values in item.params.values()
     ]
     for values in itertools.product(*domains):
-        words = "-".join(word_of(item.name, value) for value in values)
-        yield Case(
-            id=f"{item.profile}.{item.name}" + (f"[{words}]" if item.params else ""),
-            profile=item.profile,
-            text=item.text,
-            function=item.function,
+        words = "-".join(word_of(item.case.function.__name__, value) for value in values)
+        yield replace(
+            item.case,
+            id=item.case.id + (f"[{words}]" if item.params else ""),
             values=dict(zip(item.params, values, strict=True)),
-            depth=item.depth,
-            world=item.world,
-            devices=item.devices,
-            requires=item.requires,
-            without=item.without,
         )

@@ -48,6 +48,7 @@ class Child:
         self._cases: dict[str, Case] = {}
         self._root_seed = 0
         self._depth = ""
+        self._checkpoint: Path | None = None
 
     def answer(self, event: str, **content: Any) -> None:
         """Send one record to the parent."""
@@ -81,12 +82,20 @@ class Child:
             identity = {"name": backend, "distribution": distribution}
             self.answer("started", descriptor=descriptor, **identity)
 
-    def load(self, descriptor: Mapping[str, Any], modules: Any, seed: int, depth: str) -> None:
+    def load(
+        self,
+        descriptor: Mapping[str, Any],
+        modules: Any,
+        seed: int,
+        depth: str,
+        checkpoint: str | None,
+    ) -> None:
         """Collect the cases that the parent planned."""
         self._capability = capability_of(descriptor)
         cases, _ = all_cases(self._capability, modules)
         self._cases = {case.id: case for case in cases}
         self._root_seed, self._depth = seed, depth
+        self._checkpoint = Path(checkpoint) if checkpoint else None
         self.answer("loaded", cases=len(cases))
 
     def case(self, id: str, rank: int, world: int, init_method: str | None) -> None:  # noqa: A002
@@ -116,6 +125,7 @@ class Child:
                 rank=rank,
                 world=world,
                 init_method=init_method,
+                checkpoint=self._checkpoint,
                 leave=leave if world > 1 else None,
             )
             returned: object = case.function(exam)  # type: ignore[func-returns-value]

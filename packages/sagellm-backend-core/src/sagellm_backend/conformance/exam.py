@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -45,7 +46,8 @@ class Exam:
     ``provider`` is fresh for the case and closed afterwards, as are those of :meth:`make`.
     ``capability`` is the descriptor that the plan was made from. ``rng`` gives the same numbers
     whenever the case is run with this seed, and on every rank. ``rank`` of ``world`` processes run
-    the case; with more than one, ``init_method`` is where they meet.
+    the case; with more than one, ``init_method`` is where they meet. ``checkpoint`` is the folder of
+    a model, for cases that asked for one.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Exam:
         rank: int = 0,
         world: int = 1,
         init_method: str | None = None,
+        checkpoint: Path | None = None,
         leave: Callable[[], None] | None = None,
     ) -> None:
         self.case = case
@@ -69,6 +72,7 @@ class Exam:
         self.rank = rank
         self.world = world
         self.init_method = init_method
+        self.checkpoint = checkpoint
         self.metrics: dict[str, float] = {}
         self._build = build
         self._leave = leave

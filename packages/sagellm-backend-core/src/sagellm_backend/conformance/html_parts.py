@@ -35,6 +35,7 @@ _REASONS = {
     "condition": "The descriptor does not fit the case",
     "depth": "Run at a greater depth only",
     "profile_not_requested": "The profile was not asked for",
+    "checkpoint_absent": "The machine has no checkpoint of a model",
 }
 _MEASURES = {"r_max": "largest error", "r_rms": "mean error", "bound": "bound"}
 
@@ -130,7 +131,7 @@ def not_applicable(items: Sequence[Mapping[str, Any]]) -> str:
         )
     return (
         "<section><h2>Not applicable</h2>"
-        '<p class="lead">Settled from the descriptor before the first case ran. Nothing is skipped '
+        '<p class="lead">Settled before the first case ran. Nothing is skipped '
         f'at run time: that would be a failure.</p><div class="card">{"".join(texts)}</div></section>'
     )
 
@@ -146,6 +147,7 @@ def environment(report: Mapping[str, Any]) -> str:
         ("Platform", world["platform"]),
         ("Versions", _list(versions)),
         ("Overrides", _list(overrides)),
+        ("Checkpoint of the model profile", world["checkpoint"] or "none"),
         ("Provider runs from", origin),
         ("Mode", report["mode"]),
         ("Time limit of a case", f"{report['request']['case_timeout_s']:g} s"),

@@ -39,6 +39,12 @@ def block_sizes(capability: CapabilityDescriptor) -> tuple[int, ...]:
     return kv.block_sizes[:3] or tuple(size for size in (1, 5, 16) if size <= kv.max_block_size)
 
 
+def block_size_for(capability: CapabilityDescriptor) -> int:
+    """The block size for a whole model: the smallest declared, or 16 where any size will do."""
+    kv = capability.kv
+    return min(kv.block_sizes) if kv.block_sizes else min(16, kv.max_block_size)
+
+
 def locations(capability: CapabilityDescriptor) -> tuple[str, ...]:
     """Where pools can lie."""
     return ("device", "host") if Feature.KV_HOST_POOL in capability.features else ("device",)

@@ -51,7 +51,7 @@ def build_report(run: RunResult) -> dict[str, Any]:
             "descriptor": run.descriptor,
             "descriptor_digest": descriptor_digest(run.descriptor),
         },
-        "environment": _environment(run.descriptor),
+        "environment": _environment(run),
         "request": {
             "profiles": list(run.plan.profiles),
             "depth": run.plan.depth,
@@ -149,7 +149,8 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _environment(descriptor: Mapping[str, Any] | None) -> dict[str, Any]:
+def _environment(run: RunResult) -> dict[str, Any]:
+    descriptor = run.descriptor
     device = descriptor and {
         "name": descriptor["device_name"],
         "type": descriptor["device_type"],
@@ -160,6 +161,7 @@ def _environment(descriptor: Mapping[str, Any] | None) -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "device": device,
+        "checkpoint": run.checkpoint,
         "versions": {
             "sagellm-backend-core": __version__,
             "numpy": version_of("numpy") or "unknown",

@@ -39,7 +39,8 @@ class RunResult:
     ``descriptor`` is what the provider claims, as plain data, or ``None`` when it could not be
     built: then ``cases`` has one result, named :data:`STARTUP`, and the plan has no cases.
     ``complete`` says that the suite's own cases were run, by an installed backend, without a
-    selection: whether this was an examination at all. Times are RFC 3339, in UTC.
+    selection: whether this was an examination at all. ``checkpoint`` is the digest of the model that
+    cases ran, if any did. Times are RFC 3339, in UTC.
     """
 
     backend: str
@@ -54,6 +55,7 @@ class RunResult:
     finished: str
     seconds: float
     complete: bool
+    checkpoint: str | None = None
     out: Path | None = field(default=None, compare=False)
 
     @property
@@ -86,6 +88,7 @@ class RunResult:
             "case_timeout_s": self.case_timeout_s,
             "plan": self.plan.to_dict(),
             "descriptor": self.descriptor,
+            "checkpoint": self.checkpoint,
             "cases": [{**item.to_dict(), "seed": hex(item.seed)} for item in self.cases],
             "summary": {**self.counts, "not_applicable": len(self.plan.not_applicable)},
             "conformant": self.conformant,

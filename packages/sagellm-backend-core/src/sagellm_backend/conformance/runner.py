@@ -15,6 +15,7 @@ from typing import Any
 from sagellm_backend.checks import check_int, check_seconds
 from sagellm_backend.conformance import suite
 from sagellm_backend.conformance.case import PROFILES, Case, Plan, plan
+from sagellm_backend.conformance.checkpoint import Checkpoint, locate
 from sagellm_backend.conformance.descriptor import capability_of
 from sagellm_backend.conformance.errors import HarnessError
 from sagellm_backend.conformance.exam import case_seed
@@ -41,6 +42,7 @@ def run(
     modules: Sequence[str] | None = None,
     paths: Sequence[str] = (),
     cases: Sequence[str] | None = None,
+    checkpoint: Path | None = None,
 ) -> RunResult:
     """Examine a backend; blocks until every planned case has an outcome.
 
@@ -48,7 +50,8 @@ def run(
     ``ledger.jsonl`` as it goes. ``progress`` is called after every case. ``factory``
     (``"module:function"``, called with a config) makes the provider instead of ``get_provider``;
     ``modules`` replace the suite's, ``paths`` go before the children's module path, ``cases``
-    selects by id. Whatever way this call is left, no process is left behind.
+    selects by id, ``checkpoint`` is the folder of a model instead of what
+    :func:`checkpoint.locate` finds. Whatever way this call is left, no process is left behind.
 
     Raises:
         InvalidArgumentError: no backend has the name, or an argument is bad.
@@ -58,12 +61,14 @@ def run(
     check_int("seed", seed, low=0, high=(1 << 128) - 1)
     check_seconds("case_timeout_s", case_timeout_s)
     names = suite.modules() if modules is None else modules
+    model = checkpoint or locate()
     began, clock = _now(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sagellm-exam-") as folder:
         crew = _Crew(backend, factory, Path(folder), case_timeout_s, paths)
         try:
             startup = crew.begin()
-            planned = _planned(startup, profiles, depth, names, cases)
+            planned = _planned(startup, profiles, depth, names, cases, model is not None)
+            used = Checkpoint(model) if model and planned.needs_checkpoint else None
             ledger = _ledger(out, planned)
             if startup.descriptor is None:
                 results = [_startup_result(startup, seed)]
@@ -73,6 +78,7 @@ def run(
                     "modules": list(names),
                     "seed": seed,
                     "depth": depth,
+                    "checkpoint": str(model) if model else None,
                 }
                 _run_all(planned.cases, crew, ledger, seed, progress)
                 results = judge(planned.cases, ledger.records, seed)
@@ -91,6 +97,7 @@ def run(
         finished=_now(),
         seconds=time.monotonic() - clock,
         complete=factory is None and modules is None and cases is None,
+        checkpoint=used.digest if used else None,
         out=out,
     )
 
@@ -164,10 +171,12 @@ def _planned(
     depth: str,
     modules: Sequence[str],
     cases: Sequence[str] | None,
+    checkpoint: bool,
 ) -> Plan:
     if startup.descriptor is None:
         return Plan(tuple(profiles or PROFILES), depth, (), ())
-    planned = plan(capability_of(startup.descriptor), profiles, depth, modules)
+    capability = capability_of(startup.descriptor)
+    planned = plan(capability, profiles, depth, modules, checkpoint=checkpoint)
     if cases is None:
         return planned
     known = {item.id for item in planned.cases}

@@ -25,6 +25,12 @@ LEVELS: Mapping[str, str] = {
 """What each level of proof means."""
 
 
+CHECKPOINTS: Mapping[str, str] = {
+    "sha256:2239351ffa2cf624c58eef641e8e43e6f0e671160190b801551318334f79c0ed": "SmolLM2-135M-Instruct, as examples/fetch_model.py makes it",
+}
+"""The models that a certificate may rest on, by :attr:`Checkpoint.digest`."""
+
+
 def level_of(descriptor: Mapping[str, Any] | None) -> str | None:
     """Where a provider runs: ``L2`` on hardware, ``L1`` on a simulated device, ``L0`` on none.
 
@@ -160,9 +166,21 @@ def _hindrances(report: Mapping[str, Any]) -> Iterator[str]:
     missing = [name for name in claimed_profiles(descriptor) if name not in examined]
     if missing:
         yield f"claimed and not examined: {', '.join(missing)}"
+    yield from _model_hindrances(report)
     contract = descriptor["contract"]
     if str(contract[0]) != suite["contract"].partition(".")[0]:
         yield f"the provider is of contract {contract[0]}.x, the suite of {suite['contract']}"
+
+
+def _model_hindrances(report: Mapping[str, Any]) -> Iterator[str]:
+    left_out = [
+        item["id"] for item in report["not_applicable"] if item["reason"] == "checkpoint_absent"
+    ]
+    if left_out:
+        yield f"{', '.join(left_out)} left out for want of a checkpoint"
+    checkpoint = report["environment"]["checkpoint"]
+    if checkpoint is not None and checkpoint not in CHECKPOINTS:
+        yield f"the checkpoint {checkpoint} is none that a certificate may rest on"
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
@@ -177,6 +195,11 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterato
         ("suites", first["suite"]["digest"], second["suite"]["digest"]),
         ("depths", first["request"]["depth"], second["request"]["depth"]),
         ("plans", first["plan"]["digest"], second["plan"]["digest"]),
+        (
+            "checkpoints",
+            first["environment"]["checkpoint"],
+            second["environment"]["checkpoint"],
+        ),
         ("providers", _who(first["provider"]), _who(second["provider"])),
         (
             "descriptors",

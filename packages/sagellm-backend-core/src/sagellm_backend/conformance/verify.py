@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sagellm_backend.capability import CapabilityDescriptor
 from sagellm_backend.conformance import digest, identity
 from sagellm_backend.conformance.case import SUITE_VERSION, Plan, plan
 from sagellm_backend.conformance.descriptor import capability_of
@@ -19,7 +18,8 @@ from sagellm_backend.conformance.verdict import derive_verdict, level_of, moment
 from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.spec import describe
 
-Planner = Callable[[CapabilityDescriptor, Sequence[str], str], Plan]
+Planner = Callable[..., Plan]
+"""Takes what :func:`plan` takes."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ def verify(report: Mapping[str, Any], planner: Planner = plan) -> Verification:
     """Check a report against the schema, against itself, and against the suite that is here.
 
     Digests, counts, seeds, level, summary and verdict are computed anew. If the report is of the
-    very suite that is installed, so is its plan, from the descriptor in it: a case that was left
-    out, added or rewritten shows even where all digests were made to fit. Raises nothing for data
+    very suite that is installed, so is its plan, from the descriptor in it and from whether the
+    machine had a checkpoint: a case that was left out, added or rewritten shows even where all
+    digests were made to fit. Raises nothing for data
     of any kind. Whether the outcomes are true only another run can tell.
     """
     against = list(violations(report))
@@ -150,13 +151,16 @@ def _planned(report: Mapping[str, Any], planner: Planner) -> Iterator[str]:
         return
     try:
         capability = capability_of(descriptor)
-        wanted = planner(capability, request["profiles"], request["depth"])
+        absent = any(item["reason"] == "checkpoint_absent" for item in report["not_applicable"])
+        wanted = planner(capability, request["profiles"], request["depth"], checkpoint=not absent)
     except InvalidArgumentError as error:
         yield str(error)
         return
     except Exception as error:  # noqa: BLE001 - cases ask a foreign descriptor what they like
         yield f"no plan can be made from its descriptor: {describe(error)}"
         return
+    if wanted.needs_checkpoint != (report["environment"]["checkpoint"] is not None):
+        yield "its cases and its environment disagree on whether a checkpoint was run"
     planned = {case.id: case for case in wanted.cases}
     found = {case["id"]: case for case in report["cases"]}
     for name in sorted(planned.keys() - found.keys()):
@@ -182,6 +186,11 @@ def rerun_differences(report: Mapping[str, Any], again: Mapping[str, Any]) -> li
         for what, one, other in (
             ("plan", report["plan"]["digest"], again["plan"]["digest"]),
             ("level", report["level"], again["level"]),
+            (
+                "checkpoint",
+                report["environment"]["checkpoint"],
+                again["environment"]["checkpoint"],
+            ),
             (
                 "descriptor",
                 report["provider"]["descriptor_digest"],

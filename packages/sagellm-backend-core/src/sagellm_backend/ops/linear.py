@@ -126,4 +126,4 @@ def embedding(ids: Array, table: Array) -> Array:
 
     Ids outside of the table are not refused on the device: the result is undefined.
     """
-    return f64(table)[ids]
+    return f64(table[ids])

@@ -15,20 +15,9 @@ import numpy as np
 from sagellm_backend.capability import CapabilityDescriptor, Feature
 from sagellm_backend.conformance.case import case
 from sagellm_backend.conformance.exam import Exam
-from sagellm_backend.conformance.pages import kv_orders, layout_for
-from sagellm_backend.conformance.tiny_llama import (
-    HEAD_DIM,
-    KV_HEADS,
-    LAYERS,
-    POSITIONS,
-    BackendDecoder,
-    Running,
-    Story,
-    Weights,
-    find_story,
-    make_weights,
-    model_dtypes,
-)
+from sagellm_backend.conformance.llama import BackendDecoder, Running, Weights, model_dtypes
+from sagellm_backend.conformance.pages import block_size_for, kv_orders, layout_for
+from sagellm_backend.conformance.tiny_llama import TINY, Story, find_story, make_weights
 from sagellm_backend.dtypes import DType
 from sagellm_backend.kv import KVPool
 
@@ -49,12 +38,12 @@ def tokens_are_those_of_the_reference(exam: Exam) -> None:
     Kills: any wrong kernel of those that a decoder needs, heads of grouped attention that read
     other keys, a stale block, positions that start anew, and metadata kept from the step before.
     """
-    size = _block_size(exam)
+    size = block_size_for(exam.capability)
     lengths = (1, size - 1 or 2, size, size + 1, 5, 2 * size + 1)
     weights = make_weights(exam.rng, exam["dtype"])
     told = [_story(exam, weights, length) for length in lengths]
     pool = _pool(exam, 3 * (max(lengths) + STEPS))
-    decoder = BackendDecoder(exam.provider, weights, exam["dtype"])
+    decoder = BackendDecoder(exam.provider, TINY, weights, exam["dtype"])
     waiting = deque(enumerate(told))
     running: dict[int, Running] = {}
     while waiting or running:
@@ -72,12 +61,12 @@ def a_shared_prefix_is_copied_before_appending(exam: Exam) -> None:
     Kills: a copy of blocks that misses a layer or goes the other way, and a prefix that one
     sequence overwrites for the other.
     """
-    length = max(_block_size(exam) * 3 // 2, 2)
+    length = max(block_size_for(exam.capability) * 3 // 2, 2)
     weights = make_weights(exam.rng, exam["dtype"])
     first = _story(exam, weights, length)
     second = _story(exam, weights, length + 3, first)
     pool = _pool(exam, 3 * (length + 3 + STEPS))
-    decoder = BackendDecoder(exam.provider, weights, exam["dtype"])
+    decoder = BackendDecoder(exam.provider, TINY, weights, exam["dtype"])
     running = {0: Running(list(first.prompt))}
     _step(exam, decoder, pool, {0: first}, running)
     running[1] = _fork(exam, pool, running[0], first, second)
@@ -97,12 +86,12 @@ def a_preempted_sequence_goes_on_after_swapping(exam: Exam) -> None:
 
     Kills: a swap that loses a layer or a block, and attention that reads where a block lay before.
     """
-    size = _block_size(exam)
+    size = block_size_for(exam.capability)
     weights = make_weights(exam.rng, exam["dtype"])
     told = {number: _story(exam, weights, 2 * size + 1 + number) for number in range(2)}
     pool = _pool(exam, 2 * size + 2 + STEPS)
     host = _pool(exam, 2 * size + 2 + STEPS, "host")
-    decoder = BackendDecoder(exam.provider, weights, exam["dtype"])
+    decoder = BackendDecoder(exam.provider, TINY, weights, exam["dtype"])
     swap_out, swap_in = (exam.provider.kv_copy_plan(*pair) for pair in ((pool, host), (host, pool)))
     running = {0: Running(list(told[0].prompt))}
     for _ in range(STEPS // 2):
@@ -121,14 +110,9 @@ def a_preempted_sequence_goes_on_after_swapping(exam: Exam) -> None:
         _step(exam, decoder, pool, told, running)
 
 
-def _block_size(exam: Exam) -> int:
-    kv = exam.capability.kv
-    return min(kv.block_sizes) if kv.block_sizes else min(16, kv.max_block_size)
-
-
 def _story(exam: Exam, weights: Weights, length: int, before: Story | None = None) -> Story:
     prefix = before.prompt if before else ()
-    length = min(length, POSITIONS - STEPS)
+    length = min(length, TINY.positions - STEPS)
     return find_story(exam.rng, weights, length, STEPS, MARGIN[exam["dtype"]], prefix)
 
 
@@ -138,10 +122,10 @@ def _pool(exam: Exam, tokens: int, location: str = "device") -> KVPool:
         exam.capability,
         exam["dtype"],
         order=exam.case.values.get("order"),
-        block_size=_block_size(exam),
-        layers=LAYERS,
-        heads=KV_HEADS,
-        head_dim=HEAD_DIM,
+        block_size=block_size_for(exam.capability),
+        layers=TINY.layers,
+        heads=TINY.kv_heads,
+        head_dim=TINY.head_dim,
     )
     return exam.provider.kv_pool(layout, layout.blocks_for(tokens) + 2, location)
 

@@ -18,7 +18,9 @@ from sagellm_backend.errors import InvalidArgumentError
 
 __all__ = ["Member", "factory", "find", "honest_variants", "members"]
 
-_TOOLS = {"examine", "flawed_attention", "matrix", "member", "mesh", "parts", "toy_group"}
+_TOOLS = {
+    *("examine", "flawed_attention", "matrix", "member", "mesh", "parts", "stand_in", "toy_group"),
+}
 
 
 def members() -> tuple[Member, ...]:

@@ -12,6 +12,7 @@ from sagellm_backend.conformance.ledger import CaseResult
 from sagellm_backend.conformance.result import STARTUP, Progress
 from sagellm_backend.conformance.runner import run
 from sagellm_backend.conformance.zoo.member import Member
+from sagellm_backend.conformance.zoo.stand_in import stand_in
 from sagellm_backend.reference.provider import ReferenceProvider
 
 DEPTH = "standard"
@@ -91,6 +92,7 @@ def examine(member: Member, *, whole: bool = False, seed: int = 0) -> Examined:
             factory=member.factory,
             cases=None if everything else _named(member),
             progress=follow,
+            checkpoint=stand_in(),
         )
         results = list(found.cases)
     except _EnoughError:

@@ -16,6 +16,7 @@ from sagellm_backend.ops.rope import rope
 
 _TOKENS = "model.tokens_are_those_of_the_reference"
 _SHARED = "model.a_shared_prefix_is_copied_before_appending"
+_CHECKPOINT = "model.a_checkpoint_speaks_as_the_reference"
 _SWAPPED = "model.a_preempted_sequence_goes_on_after_swapping"
 
 
@@ -81,3 +82,37 @@ add_member(
     with_move(_misses_first_block),
     kills=(_SWAPPED,),
 )
+
+
+def _scaled_by_width(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention with the scale of another head size."""
+
+    def attention(*args: Any, scale: float, **options: Any) -> Any:
+        return reference(*args, scale=scale * 0.97, **options)
+
+    return attention
+
+
+@member(
+    "model",
+    "Errors of every layer add up: attention's scale is 3 % too small",
+    kills=(_CHECKPOINT,),
+)
+class ErrorsAddUp(OwnCalls):
+    def wrap(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        return _scaled_by_width(kernel) if name == "attention" else kernel
+
+
+@member("model", "The last ids of a large vocabulary are never chosen", kills=(_CHECKPOINT,))
+class VocabularyIsCut(OwnCalls):
+    """Its greedy sampling reads 4,096 logits of a row, as many as fit into its shared memory."""
+
+    def wrap(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        if name != "greedy_sample":
+            return kernel
+
+        def call(logits: Any) -> Any:
+            rows = self.to_numpy(logits)
+            return kernel(self.from_numpy(np.ascontiguousarray(rows[..., :4096])))
+
+        return call
