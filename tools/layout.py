@@ -62,7 +62,8 @@ def wheel_findings(wheel: Path) -> list[str]:
         licences = [archive.read(name) for name in names if name.endswith("/licenses/LICENSE")]
     owner = wheel.name.split("-")[0].removeprefix("sagellm_backend_")
     own = "sagellm_backend/" if owner == "core" else f"sagellm_backend/{owner}/"
-    shipped = [name for name in names if ".dist-info/" not in name]
+    beside = {"sagellm_backend_installation.py"} if owner == "core" else set()
+    shipped = [name for name in names if ".dist-info/" not in name and name not in beside]
     strangers = [name for name in shipped if not name.startswith(own)]
     if owner == "core":
         foreign = tuple(f"sagellm_backend/{name}/" for name in PROVIDERS)
@@ -70,7 +71,7 @@ def wheel_findings(wheel: Path) -> list[str]:
     findings = [f"{wheel.name} holds {name}, outside {own}" for name in strangers]
     if licences != [LICENCE.read_bytes()]:
         findings.append(f"{wheel.name} does not carry the LICENSE of the repository")
-    needed = [f"{own}__init__.py", f"{own}py.typed"]
+    needed = [f"{own}__init__.py", f"{own}py.typed", *beside]
     return findings + [f"{wheel.name} lacks {name}" for name in needed if name not in names]
 
 

@@ -13,6 +13,7 @@ BUILTINS = {
     "InvalidArgumentError": (ValueError, "invalid_argument"),
     "OutOfMemoryError": (MemoryError, "resource_exhausted"),
     "UnavailableError": (RuntimeError, "unavailable"),
+    "PackageClashError": (ImportError, "unavailable"),
     "PackageMissingError": (ImportError, "unavailable"),
     "CapabilityError": (NotImplementedError, "not_implemented"),
     "OperatorNotFoundError": (KeyError, "operator_not_found"),

@@ -10,6 +10,9 @@ from importlib import import_module
 from pkgutil import extend_path
 from typing import Any
 
+from sagellm_backend_installation import require_whole
+
+require_whole()
 __path__ = extend_path(__path__, __name__)
 __version__ = "0.1.0"
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+import sagellm_backend.whole  # noqa: F401 - raises where our files are mixed with others
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.base_comm import CommMethods
 from sagellm_backend.base_kv import KVMethods

@@ -46,7 +46,8 @@ def quantize_to_fp8_numpy(array: npt.NDArray[Any], params: Any) -> npt.NDArray[n
     A new array of the same shape. ``params`` is anything with a ``scale`` above 0.
     """
     scaled = np.clip(np.asarray(array, np.float32) / params.scale, -_LARGEST, _LARGEST)
-    return scaled.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    codes: npt.NDArray[np.uint8] = scaled.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return codes
 
 
 def _decode_fp8_e4m3_torch(encoded: Any) -> Any:

@@ -103,6 +103,10 @@ class PackageMissingError(UnavailableError, ImportError):
     """A name was imported that lives in a distribution which is not installed."""
 
 
+class PackageClashError(UnavailableError, ImportError):
+    """Another distribution has overwritten files of ``sagellm_backend``."""
+
+
 class CapabilityError(BackendError, NotImplementedError):
     """A feature that this provider does not declare was asked for.
 
