@@ -8,7 +8,7 @@ import torch
 
 from sagellm_backend import get_provider
 from sagellm_backend.attention.paged_metadata import PagedAttentionMetadataBuilder
-from sagellm_backend.errors import InvalidArgumentError, UnavailableError
+from sagellm_backend.errors import CapabilityError, InvalidArgumentError, UnavailableError
 from sagellm_backend.torch_support.paged_attention import PagedAttentionBackend
 
 BACKEND = PagedAttentionBackend(get_provider("cpu"))
@@ -237,7 +237,20 @@ def test_a_backend_has_no_bad_limits(options):
         PagedAttentionBackend(get_provider("cpu"), **options)
 
 
-def test_what_is_not_offered_is_not_there():
-    with pytest.raises(TypeError, match="use_vllm_kernel"):
-        BACKEND.forward(**step(), use_vllm_kernel=True)
+def test_a_backend_keeps_to_its_block_size():
+    backend = PagedAttentionBackend(get_provider("cpu"), block_size=16)
+    with pytest.raises(InvalidArgumentError, match="made for blocks of 16.* blocks of 4"):
+        backend.forward(**step())
+    with pytest.raises(InvalidArgumentError, match=r"block_size.* 0\."):
+        PagedAttentionBackend(get_provider("cpu"), block_size=0)
+
+
+def test_the_switch_of_the_engine_is_refused_with_the_remedy():
+    """How the engine makes the backend when SAGELLM_ENABLE_CUDA_PAGED_ATTENTION is set."""
+    with pytest.raises(CapabilityError, match="Unset SAGELLM_ENABLE_CUDA_PAGED_ATTENTION"):
+        PagedAttentionBackend(block_size=16, use_vllm_kernel=True)
+    assert PagedAttentionBackend(block_size=16, use_vllm_kernel=False).block_size == 16
+
+
+def test_block_copies_are_not_offered():
     assert not hasattr(BACKEND, "copy_blocks"), "copies are KVCopyPlan's"

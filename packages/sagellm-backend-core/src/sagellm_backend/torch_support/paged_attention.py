@@ -25,11 +25,12 @@ class PagedAttentionBackend:
     An adapter: keys and values go into the cache by the provider's ``kv_write``, and its
     ``attention`` computes the rest. ``provider`` has arrays of torch; ``get_provider("auto")`` by
     default. ``window`` and ``softcap`` hold for every call that gives none of its own, with the
-    meaning that the operation ``attention`` gives them. Thread-safe; what belongs to a step is kept
-    in its metadata.
+    meaning that the operation ``attention`` gives them. ``block_size``, when given, is the only one
+    that calls may have. Thread-safe; what belongs to a step is kept in its metadata.
 
-    Raises :class:`CapabilityError` for a provider of another framework, and
-    :class:`InvalidArgumentError` for a bad window or softcap.
+    Raises :class:`CapabilityError` for a provider of another framework, and for
+    ``use_vllm_kernel``, which the engine asks for when ``SAGELLM_ENABLE_CUDA_PAGED_ATTENTION`` is
+    set; :class:`InvalidArgumentError` for a bad size, window or softcap.
     """
 
     name = "paged"
@@ -42,8 +43,18 @@ class PagedAttentionBackend:
         *,
         window: int | None = None,
         softcap: float | None = None,
+        block_size: int | None = None,
+        use_vllm_kernel: bool = False,
     ) -> None:
         self.provider = get_provider("auto") if provider is None else provider
+        if use_vllm_kernel:
+            raise CapabilityError(
+                "use_vllm_kernel",
+                self.provider.name,
+                "attention runs in its own kernels.",
+                hint="Unset SAGELLM_ENABLE_CUDA_PAGED_ATTENTION: the paged path of isagellm-core "
+                "0.5 fails with every backend.",
+            )
         framework = self.provider.array_framework
         if framework != "torch":
             raise CapabilityError(
@@ -52,6 +63,7 @@ class PagedAttentionBackend:
         _check_option("window", window, _window)
         _check_option("softcap", softcap, _softcap)
         self.window, self.softcap = window, softcap
+        self.block_size = None if block_size is None else check_int("block_size", block_size)
 
     @property
     def supports_sliding_window(self) -> bool:
@@ -107,7 +119,7 @@ class PagedAttentionBackend:
         _check_option("window", window, _window)
         _check_option("softcap", softcap, _softcap)
         _check_option("scale", scale, positive_real)
-        _check_metadata(attn_metadata)
+        _check_metadata(attn_metadata, self.block_size)
         _check_arrays(query, key, value, kv_cache, attn_metadata)
         step, keys, values = attn_metadata.step, kv_cache[0], kv_cache[1]
         width = _width(query.shape[0], attn_metadata)
@@ -149,12 +161,17 @@ def _check_option(name: str, value: Any, rule: Any) -> None:
         raise InvalidArgumentError(f"paged attention: {name} must be {wanted}, not {shown(value)}.")
 
 
-def _check_metadata(metadata: Any) -> None:
+def _check_metadata(metadata: Any, block_size: int | None) -> None:
     if not isinstance(metadata, PagedAttentionMetadata):
         raise InvalidArgumentError(
             "paged attention: the metadata must be a PagedAttentionMetadata, "
             f"not {type(metadata).__name__}.",
             hint="Make it with PagedAttentionMetadataBuilder.",
+        )
+    if block_size not in {None, metadata.step.block_size}:
+        raise InvalidArgumentError(
+            f"This backend was made for blocks of {block_size}, the metadata for blocks of "
+            f"{metadata.step.block_size}."
         )
 
 
