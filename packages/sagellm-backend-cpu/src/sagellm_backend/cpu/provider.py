@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from sagellm_backend.capability import (
 )
 from sagellm_backend.collectives import COLLECTIVES
 from sagellm_backend.config import ProviderConfig
-from sagellm_backend.cpu import kernels, machine, memory
+from sagellm_backend.cpu import kernels, linear, machine, memory
+from sagellm_backend.cpu.linear import PackedLinear
 from sagellm_backend.cpu.streams import CPUEvent, CPUStream
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
@@ -24,6 +25,7 @@ from sagellm_backend.hooks import Place
 from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.ops.dispatch import KernelTable
+from sagellm_backend.torch_support.arrays import TORCH_DTYPES
 from sagellm_backend.torch_support.kernels import register
 from sagellm_backend.torch_support.provider import TorchProvider
 
@@ -59,6 +61,7 @@ class CPUBackendProvider(TorchProvider):
     name = "cpu"
     device_type = "cpu"
     comm_backend = "gloo"
+    _packed: PackedLinear | None
 
     def _device_count(self) -> int:
         return 1
@@ -100,6 +103,8 @@ class CPUBackendProvider(TorchProvider):
             features=_FEATURES,
             operations={item.name: self.compute_dtypes for item in offered},
             kv=KVCapability(_KV_DTYPES, ORDERS, PACKINGS, alignment=_MAX_ALIGNMENT),
+            # oneDNN's bf16 products flush on AVX512-BF16 and AMX; elsewhere they need not.
+            flush_subnormals=(DType.BF16,),
             devices=(replace(device, facts=dict(device.facts)),),  # the caller owns the facts
             versions={"torch": torch.__version__},
         )
@@ -113,6 +118,20 @@ class CPUBackendProvider(TorchProvider):
     def _register_kernels(self, table: KernelTable) -> None:
         super()._register_kernels(table)
         register(table, self._supports, kernels.KERNELS, name="cpu", priority=10)
+        self._packed = None
+        if linear.dtypes():
+            self._packed = PackedLinear(partial(self._ledgers.of, self.device))
+            packed = {"linear": self._packed.linear}
+            register(table, self._packs, packed, name="packed", priority=10)
+
+    def _packs(self, dtype: DType | None = None, **static: Any) -> list[str]:
+        if dtype is None or TORCH_DTYPES.get(dtype) in linear.dtypes():
+            return self._supports(dtype, **static)
+        return [f"oneDNN does not multiply packed {dtype.value} weights here"]
+
+    def _clear_cache(self) -> None:
+        if self._packed is not None:
+            self._packed.clear(for_good=self.closed)
 
     def _create_stream(self, priority: int) -> CPUStream:
         return CPUStream(self, priority)
