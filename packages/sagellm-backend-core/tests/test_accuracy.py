@@ -37,7 +37,8 @@ class HostProvider:
         return [] if dtype in (None, *self.declared) else ["not declared"]
 
     def capability(self):
-        return SimpleNamespace(operations=dict.fromkeys(OPERATIONS, self.declared))
+        operations = dict.fromkeys(OPERATIONS, self.declared)
+        return SimpleNamespace(operations=operations, flush_subnormals=())
 
 
 def reference_kernel(op):

@@ -53,6 +53,7 @@ def chip():
         available_memory_bytes=1000,
         devices=(DeviceInfo(0, "Chip One", 2000, (DType.BF16,)),),
         peer_access=frozenset({(0, 1), (1, 0)}),
+        flush_subnormals=(DType.BF16,),
     )
 
 
@@ -153,5 +154,6 @@ def test_the_descriptor_is_plain_data(chip):
     assert data["features"] == ["event", "stream"]
     assert data["operations"]["linear"] == ["bf16"]
     assert data["peer_access"] == [[0, 1], [1, 0]]
+    assert data["flush_subnormals"] == ["bf16"]
     assert data["devices"][0]["name"] == "Chip One"
     assert data["kv"]["index_dtype"] == "int32"

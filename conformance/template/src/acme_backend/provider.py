@@ -2,6 +2,7 @@
 
 import simdev  # TODO: what registers your device with torch, such as torch_npu
 
+from sagellm_backend.dtypes import DType
 from sagellm_backend.torch_support.accelerator import AcceleratorProvider
 
 
@@ -13,5 +14,6 @@ class AcmeProvider(AcceleratorProvider):
     module = simdev.module  # TODO: your device module, such as torch.npu
     contract = (1, 0)
     simulated = True  # TODO: leave this away on hardware; reports say at which level they prove
+    flush_subnormals = (DType.BF16,)  # TODO: () if your device computes with subnormal numbers
     # TODO: comm_backend = "hccl", when torch.distributed reaches your collectives by that word.
     # TODO: fast_kernels = {"rms_norm": my_rms_norm}, one after the other.

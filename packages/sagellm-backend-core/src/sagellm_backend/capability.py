@@ -137,6 +137,9 @@ class CapabilityDescriptor:
 
     Every call of ``provider.capability()`` gives a descriptor of its own: changing it changes
     nothing else. Memory is in bytes.
+
+    ``flush_subnormals`` are the dtypes in which arithmetic may take numbers below the smallest
+    normal one for zero, operands as well as results. What only moves data keeps them always.
     """
 
     device_name: str | None = None
@@ -166,6 +169,7 @@ class CapabilityDescriptor:
     limits: Limits = field(default_factory=Limits)
     devices: tuple[DeviceInfo, ...] = ()
     peer_access: frozenset[tuple[int, int]] = frozenset()
+    flush_subnormals: tuple[DType, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
     def supports_dtype(self, dtype: DType) -> bool:

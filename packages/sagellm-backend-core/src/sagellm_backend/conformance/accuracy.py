@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sagellm_backend.conformance.subnormals import smallest_normal, smallest_subnormal
 from sagellm_backend.dtypes import DType, dtype_of
 from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.ops.args import Accuracy, Arg
@@ -23,9 +24,6 @@ from sagellm_backend.ops.table import Arguments, Array, Operation
 
 _ENOUGH = 256
 """Elements from which the mean square of the ratios says more than the highest."""
-
-_UNDERFLOW = {DType.FP32: 2.0**-126, DType.BF16: 2.0**-126, DType.FP16: 2.0**-25}
-"""What may be lost near zero: fp32 subnormals may be flushed, those of fp16 are rounded."""
 
 
 class Ratio(NamedTuple):
@@ -44,13 +42,21 @@ class Ratio(NamedTuple):
 
 
 def ratio(
-    operation: Operation, arguments: Arguments, got: Any, dtype: DType, *, exact: bool = False
+    operation: Operation,
+    arguments: Arguments,
+    got: Any,
+    dtype: DType,
+    *,
+    exact: bool = False,
+    flushes: bool = False,
 ) -> Ratio:
     """Judge what an implementation made of ``arguments`` (as :meth:`Operation.bind` gives them).
 
     ``got`` is the result as NumPy: an array, or a sequence of the outputs and then of the arguments
     that the operation mutates. ``exact`` asks for the reference's values without tolerance, for
-    cases whose sums are exact. Raises :class:`InvalidArgumentError` if ``got`` has not as many
+    cases whose sums are exact. ``flushes`` says that subnormal numbers of ``dtype`` may be taken for
+    zero, so that as much as the smallest normal one may be lost; else half a subnormal step may, as
+    rounding does. Raises :class:`InvalidArgumentError` if ``got`` has not as many
     arrays as the operation.
     """
     outputs: Sequence[Any] = [got] if isinstance(got, np.ndarray) else list(got)
@@ -76,9 +82,10 @@ def ratio(
             assert operation.draw_errors is not None
             ratios = operation.draw_errors(outputs[index], **arguments)
         elif kind is Accuracy.ROUNDED:
-            ratios, bounds = _units(outputs[index], wanted[index]), (1.0, 1.0)
+            ratios, bounds = _units(outputs[index], wanted[index], flushes=flushes), (1.0, 1.0)
         else:
-            ratios = _accumulated(outputs[index], wanted[index], magnitudes[index])
+            lost = _lost(outputs[index], flushes=flushes)
+            ratios = _accumulated(outputs[index], wanted[index], magnitudes[index], lost)
             terms = bindings[operation.positive_sum] if operation.positive_sum else 0
             bounds = (bounds[0] + math.sqrt(terms), bounds[1] + math.sqrt(terms) / 8)
         found.append(_summary(index, ratios, bounds, outputs[index], wanted[index]))
@@ -121,18 +128,23 @@ def _mismatches(got: Array, wanted: Array, *, bitwise: bool) -> Array:
     return np.asarray(~same, np.float64)
 
 
-def _units(got: Array, wanted: Array) -> Array:
-    """Errors in units of the last place of the wanted value."""
+def _lost(got: Array, *, flushes: bool) -> float:
+    """What an element may lose near zero."""
     dtype = dtype_of(got)
+    return smallest_normal(dtype) if flushes else smallest_subnormal(dtype) / 2
+
+
+def _units(got: Array, wanted: Array, *, flushes: bool) -> Array:
+    """Errors in units of the last place of the wanted value."""
     _, exponent = np.frexp(np.abs(wanted))
-    place = np.ldexp(dtype.unit_roundoff, exponent)
-    return _errors(got, wanted, np.maximum(place, _UNDERFLOW[dtype]))
+    place = np.ldexp(dtype_of(got).unit_roundoff, exponent)
+    return _errors(got, wanted, np.maximum(place, 2 * _lost(got, flushes=flushes)))
 
 
-def _accumulated(got: Array, wanted: Array, magnitude: Array) -> Array:
+def _accumulated(got: Array, wanted: Array, magnitude: Array, lost: float) -> Array:
     dtype = dtype_of(got)
     explained = DType.FP32.unit_roundoff * magnitude + dtype.unit_roundoff * np.abs(wanted)
-    return _errors(got, wanted, explained + _UNDERFLOW[dtype])
+    return _errors(got, wanted, explained + lost)
 
 
 def _errors(got: Array, wanted: Array, unit: Array) -> Array:

@@ -80,7 +80,8 @@ def judged(
     except CapabilityError:
         exam.measure("refused", 1)
         return
-    found = judge(exam.provider, operation, kernel, arguments, dtype, exact=exact)
+    flushes = dtype in exam.capability.flush_subnormals
+    found = judge(exam.provider, operation, kernel, arguments, dtype, exact=exact, flushes=flushes)
     for name in ("r_max", "r_rms", "bound"):
         value = getattr(found, name)
         if np.isfinite(value):

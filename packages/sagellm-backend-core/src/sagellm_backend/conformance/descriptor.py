@@ -43,6 +43,7 @@ def capability_of(data: Mapping[str, Any]) -> CapabilityDescriptor:
         )
         values["supported_dtypes"] = list(parse_dtypes(data["supported_dtypes"]))
         values["supported_kernels"] = [KernelKind(kind) for kind in data["supported_kernels"]]
+        values["flush_subnormals"] = parse_dtypes(data["flush_subnormals"])
         values["features"] = frozenset(map(Feature, data["features"]))
         values["limits"] = Limits(**data["limits"])
         major, minor = data["contract"]

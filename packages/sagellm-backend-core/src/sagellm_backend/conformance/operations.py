@@ -58,12 +58,13 @@ def examine_operations(
     :class:`CapabilityError` when it is resolved. ``operations`` restricts the run to some. The same
     seed gives the same cases. A failure, of whatever type, is a finding and raises nothing.
     """
-    declared = provider.capability().operations
+    capability = provider.capability()
     found: list[Finding] = []
     for operation in map(find_operation, operations):
         for dtype in parse_dtypes(dtypes):
-            if dtype in declared.get(operation.name, ()):
-                found += _examine(provider, operation, dtype, seed)
+            if dtype in capability.operations.get(operation.name, ()):
+                flushes = dtype in capability.flush_subnormals
+                found += _examine(provider, operation, dtype, seed, flushes=flushes)
             else:
                 found.append(_examine_refusal(provider, operation, dtype))
     return found
@@ -75,8 +76,13 @@ def cases(operation: Operation, dtype: DType, seed: int) -> Iterator[Case]:
     return operation.inputs(np.random.default_rng([seed, stream]), dtype)
 
 
-def _examine(provider: Any, operation: Operation, dtype: DType, seed: int) -> list[Finding]:
-    found = [_run(provider, operation, dtype, case) for case in cases(operation, dtype, seed)]
+def _examine(
+    provider: Any, operation: Operation, dtype: DType, seed: int, *, flushes: bool
+) -> list[Finding]:
+    found = [
+        _run(provider, operation, dtype, case, flushes=flushes)
+        for case in cases(operation, dtype, seed)
+    ]
     if all(finding.refused for finding in found):
         detail = "declared, and every case is refused"
         found.append(Finding(operation.name, dtype.value, "declared", passed=False, detail=detail))
@@ -97,7 +103,9 @@ def _examine_refusal(provider: Any, operation: Operation, dtype: DType) -> Findi
     return Finding(name, word, "undeclared", passed=False, detail=detail)
 
 
-def _run(provider: Any, operation: Operation, dtype: DType, case: Case) -> Finding:
+def _run(
+    provider: Any, operation: Operation, dtype: DType, case: Case, *, flushes: bool
+) -> Finding:
     name, word = operation.name, dtype.value
     arguments = operation.bind((), case)
     try:
@@ -107,7 +115,9 @@ def _run(provider: Any, operation: Operation, dtype: DType, case: Case) -> Findi
     except Exception as error:  # noqa: BLE001 - whatever a provider raises is its finding
         return Finding(name, word, case.label, passed=False, detail=_describe(error))
     try:
-        found = judge(provider, operation, kernel, arguments, dtype, exact=case.exact)
+        found = judge(
+            provider, operation, kernel, arguments, dtype, exact=case.exact, flushes=flushes
+        )
     except Exception as error:  # noqa: BLE001 - whatever a provider raises is its finding
         return Finding(name, word, case.label, passed=False, detail=_describe(error))
     return Finding(
@@ -123,10 +133,11 @@ def judge(
     dtype: DType,
     *,
     exact: bool = False,
+    flushes: bool = False,
 ) -> Ratio:
     """How near ``kernel`` comes to the reference for ``arguments`` on the host.
 
-    A result of the wrong form, and an argument that it changed without being asked to, are
+    ``exact`` and ``flushes`` are those of :func:`~sagellm_backend.conformance.accuracy.ratio`. A result of the wrong form, and an argument that it changed without being asked to, are
     infinitely far. What ``provider`` or ``kernel`` raise passes.
     """
     native = {name: to_native(provider, value) for name, value in arguments.items()}
@@ -142,7 +153,7 @@ def judge(
             provider.to_numpy(native[name]), value
         ):
             return Ratio(np.inf, np.inf, 0, 0, f"argument {name} was changed")
-    return ratio(operation, arguments, got, dtype, exact=exact)
+    return ratio(operation, arguments, got, dtype, exact=exact, flushes=flushes)
 
 
 def to_native(provider: Any, value: Any) -> Any:

@@ -49,6 +49,8 @@ class AcceleratorProvider(TorchProvider):
     """What KV pools may hold."""
     simulated: ClassVar[bool] = False
     """Whether the device is no hardware: its entries in the descriptor then say ``level: L1``."""
+    flush_subnormals: ClassVar[tuple[DType, ...]] = ()
+    """The dtypes in which the device may take subnormal numbers for zero."""
     withheld: ClassVar[frozenset[Feature]] = frozenset()
     """Features that the module seems to have and the device does not keep."""
     fast_kernels: ClassVar[dict[str, Callable[..., Any]]] = {}
@@ -115,6 +117,7 @@ class AcceleratorProvider(TorchProvider):
             kv=KVCapability(self.kv_dtypes, ORDERS, PACKINGS, alignment=memory.MAX_ALIGNMENT),
             devices=tuple(replace(item, facts=dict(item.facts)) for item in self._devices),
             peer_access=frozenset(pairs) if peers else frozenset(),
+            flush_subnormals=self.flush_subnormals,
             versions={"torch": torch.__version__},
         )
 

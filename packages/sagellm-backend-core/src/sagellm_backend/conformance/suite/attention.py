@@ -119,7 +119,8 @@ def metadata_serves_every_layer(exam: Exam) -> None:
         def shared(**native: Any) -> Any:
             return kernel(**{**native, "metadata": metadata})
 
-        found = judge(exam.provider, ATTENTION, shared, arguments, exam["dtype"])
+        flushes = exam["dtype"] in exam.capability.flush_subnormals
+        found = judge(exam.provider, ATTENTION, shared, arguments, exam["dtype"], flushes=flushes)
         exam.check(found.passed, f"layer {layer} with shared metadata: {found.detail}.")
 
 
@@ -173,7 +174,8 @@ def attention_over_a_pool(exam: Exam) -> None:
     def pooled(**native: Any) -> Any:
         return kernel(**{**native, "k": pool.key_cache(1), "v": pool.value_cache(1)})
 
-    found = judge(exam.provider, ATTENTION, pooled, arguments, exam["dtype"])
+    flushes = exam["dtype"] in exam.capability.flush_subnormals
+    found = judge(exam.provider, ATTENTION, pooled, arguments, exam["dtype"], flushes=flushes)
     exam.check(found.passed, f"over a pool: {found.detail}.")
     exam.measure("r_max", found.r_max)
 

@@ -113,5 +113,6 @@ def calls_by_position(exam: Exam) -> None:
         return kernel(*placed, **given)
 
     for arguments in small_cases(exam, operation, dtype):
-        found = judge(exam.provider, operation, by_position, arguments, dtype)
+        flushes = dtype in exam.capability.flush_subnormals
+        found = judge(exam.provider, operation, by_position, arguments, dtype, flushes=flushes)
         exam.check(found.passed, f"{operation.signature} by position: {found.detail}.")

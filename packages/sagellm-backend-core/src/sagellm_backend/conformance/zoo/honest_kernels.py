@@ -10,7 +10,6 @@ import numpy as np
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.conformance.zoo.flawed_attention import gather
 from sagellm_backend.conformance.zoo.member import honest, with_kernels
-from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.ops.cases import Array
 from sagellm_backend.reference.provider import ReferenceProvider
 
@@ -175,26 +174,4 @@ def attention_in_blocks(
 
 honest("Its attention goes block by block, in fp32", profiles=("attention", "model"))(
     _variant("AttendsInBlocks", {"attention": attention_in_blocks})
-)
-
-
-def _flushed(reference: Callable[..., Any]) -> Callable[..., Any]:
-    """The reference, with results below the normal numbers of fp32 flushed to zero."""
-
-    def flush(values: Any) -> Any:
-        return np.where(np.abs(values) < 2.0**-126, 0.0, values)
-
-    def compute(*args: Any, **kwargs: Any) -> Any:
-        result = reference(*args, **kwargs)
-        return tuple(map(flush, result)) if isinstance(result, tuple) else flush(result)
-
-    compute.__wrapped__ = reference  # type: ignore[attr-defined]
-    return compute
-
-
-_ROUNDING = ("silu_and_mul", "gelu", "softmax", "linear", "matmul", "rms_norm", "layer_norm")
-honest("It flushes subnormal results to zero", profiles=_KERNELS)(
-    _variant(
-        "FlushesSubnormals", {name: _flushed(OPERATIONS[name].reference) for name in _ROUNDING}
-    )
 )
