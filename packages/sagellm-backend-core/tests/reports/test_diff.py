@@ -22,6 +22,7 @@ def test_a_report_does_not_differ_from_itself(passed):
         "appeared": {},
         "gone": {},
         "drift": (),
+        "speeds": (),
         "notes": (),
     }
 
@@ -85,6 +86,26 @@ def test_drift_within_the_bounds(passed):
     assert quantiles == [0.5, 0.9, 1.0]
 
 
+def timed(passed, **metrics):
+    report = json.loads(json.dumps(passed))
+    report["cases"][0]["metrics"] = metrics
+    return report
+
+
+def test_other_speeds_are_told_and_not_judged(passed):
+    old = timed(passed, gb_per_s=8.0, gb_per_s_limit=9.0, latency_us=10.0)
+    assert compare(old, timed(passed, gb_per_s=7.0, latency_us=9.0)).speeds == ()
+    found = compare(old, timed(passed, gb_per_s=2.0, gb_per_s_limit=1.0, latency_us=100.0))
+    name = passed["cases"][0]["id"]
+    assert [tuple(vars(item).values()) for item in found.speeds] == [
+        (name, "gb_per_s", 8.0, 2.0),
+        (name, "latency_us", 10.0, 100.0),
+    ]
+    assert not found.regressed
+    assert compare(old, timed(passed)).speeds == ()
+    assert compare(old, timed(passed, gb_per_s=None)).speeds == ()
+
+
 def test_shares_of_bounds(passed):
     case = passed["cases"][0]
     assert bound_share({**case, "metrics": {"r_max": 2.0, "bound": 8.0}}) == 0.25
@@ -112,5 +133,13 @@ def test_command_line(passed, save, capsys):
     assert list(json.loads(capsys.readouterr().out)["newly_passing"]) == [passed["cases"][0]["id"]]
     assert main(["conformance", "diff", paths[0], paths[0]]) == 0
     assert "No outcome changed." in capsys.readouterr().out
+    speeds = [timed(passed, gb_per_s=speed, latency_us=speed) for speed in (8.0, 2.0)]
+    paths = [str(save(report, f"{index}.json")) for index, report in enumerate(speeds)]
+    assert main(["conformance", "diff", *paths]) == 0
+    printed = capsys.readouterr().out
+    assert "Other speeds: 2\n" in printed
+    assert f"  {passed['cases'][0]['id']} in GB/s: 8, then 2: 0.25 times\n" in printed
+    assert "in µs: 8, then 2: 0.25 times" in printed
+    paths = [str(save(passed, "old.json"))]
     assert main(["conformance", "diff", paths[0], str(save("{", "bad.json"))]) == 2
     assert "no JSON" in capsys.readouterr().err

@@ -8,7 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sagellm_backend.conformance.charts import accuracy_chart, percent, proportion, speed_chart
+from sagellm_backend.conformance.charts import (
+    accuracy_chart,
+    figure,
+    percent,
+    proportion,
+    speed_chart,
+)
 from sagellm_backend.conformance.html import html_page
 from sagellm_backend.conformance.report import build_report
 
@@ -145,6 +151,7 @@ class TestCharts:
     def case(self, name, dtype, **metrics):
         return {
             "id": f"kernels.{name}[{dtype}]",
+            "text": "What <it> `means`.",
             "values": {"dtype": dtype},
             "metrics": metrics,
             "outcome": "passed",
@@ -170,8 +177,42 @@ class TestCharts:
     def test_speed_is_shown_against_its_limit(self):
         chart = speed_chart([self.case("copy", "fp32", gb_per_s=6.0, gb_per_s_limit=8.0)])
         assert 'width="75.00%"' in chart
-        assert "6 GB/s" in chart
-        assert "GB/s" in speed_chart([self.case("copy", "fp32", gb_per_s=6.0)])
+        assert "6.00 GB/s, 75 % of 8.00" in chart
+        assert "fp32" in chart
+        assert "What &lt;it&gt; <code>means</code>." in chart
+
+    def test_a_speed_without_a_limit_has_no_bar(self):
+        chart = speed_chart([self.case("speed_of_calls", "fp32", calls_per_s=6e6)])
+        assert "<b>Calls</b>" in chart
+        assert "6,000,000 calls/s" in chart
+        assert "<svg" not in chart
+
+    def test_a_speed_above_its_limit_fills_the_bar_and_is_told(self):
+        chart = speed_chart([self.case("copy", "fp32", gb_per_s=9.0, gb_per_s_limit=6.0)])
+        assert 'class="s-speed" width="100.00%"' in chart
+        assert "150 % of 6.00" in chart
+        assert 'class="bad"' not in chart
+
+    def test_figures_have_three_digits(self):
+        values = (0, 0.0000123, 0.09214, 6.1, 45.43, 144.3, 999.96, 455_812.4)
+        assert [figure(value) for value in values] == [
+            "0",
+            "1.23e-05",
+            "0.0921",
+            "6.10",
+            "45.4",
+            "144",
+            "1,000",
+            "455,812",
+        ]
+
+    def test_every_speed_is_in_the_list_of_cases(self, passed):
+        passed["cases"][0]["metrics"] = {"gb_per_s": 6.0, "gb_per_s_limit": 8.0, "r_max": 2.0}
+        text = Page(html_page(passed)).text
+        assert "Measured speed" in text
+        assert text.count("6.00 GB/s, 75 % of 8.00") == 2
+        assert "gb per s" not in text
+        assert "largest error 2" in text
 
     def test_words_and_meters(self):
         assert [percent(share) for share in (0, 0.001, 0.47, 1, 3.24)] == [

@@ -38,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(found: Diff) -> None:
+    from sagellm_backend.conformance.diff import SPEEDS
+
     for note in found.notes:
         print(f"note: {note}")
     _print_group("Newly failing", found.newly_failing)
@@ -51,6 +53,12 @@ def _print(found: Diff) -> None:
         for item in found.drift
     }
     _print_group("Accuracy drifted", drift)
+    speeds = {
+        f"{item.case} in {SPEEDS[item.unit]}": f"{item.old:.3g}, then {item.new:.3g}: "
+        f"{item.new / item.old:.2f} times"
+        for item in found.speeds
+    }
+    _print_group("Other speeds", speeds)
     if not any((found.newly_failing, found.newly_passing, changed, found.appeared, found.gone)):
         print("No outcome changed.")
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from sagellm_backend.conformance.diff import bound_share, group_of
-
-UNITS: Mapping[str, str] = {
-    "gb_per_s": "GB/s",
-    "gib_per_s": "GiB/s",
-    "tflop_per_s": "TFLOP/s",
-    "tokens_per_s": "tokens/s",
-    "calls_per_s": "calls/s",
-    "latency_us": "µs",
-    "latency_ms": "ms",
-}
-"""Metrics that are speeds. ``NAME_limit`` beside one is what the device could do at most."""
+from sagellm_backend.conformance.diff import SPEEDS, bound_share, group_of
 
 _LINE, _BAR = 18, 10
 
@@ -66,17 +57,13 @@ def exact_groups(cases: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def speed_chart(cases: Iterable[Mapping[str, Any]]) -> str:
-    """Every measured speed, as a bar where the device's limit is known; "" without any."""
-    rows = []
-    for case in cases:
-        bars = [
-            _speed(case["metrics"], name, value)
-            for name, value in case["metrics"].items()
-            if name in UNITS and value is not None
-        ]
-        if bars:
-            rows.append((case["id"].partition(".")[2], bars))
-    return _rows(rows, "of the device's limit") if rows else ""
+    """Every measured speed with what it means, and a bar where a limit was measured; "" without."""
+    return "".join(
+        _speed(case, name, value)
+        for case in cases
+        for name, value in case["metrics"].items()
+        if name in SPEEDS and value is not None
+    )
 
 
 def percent(share: float) -> str:
@@ -96,11 +83,48 @@ def proportion(passed: int, total: int) -> str:
     )
 
 
-def _speed(metrics: Mapping[str, Any], name: str, value: float) -> Bar:
+def prose(text: str) -> str:
+    """The text of a docstring, with what stands in backticks as code."""
+    return re.sub("``?([^`]+)``?", r"<code>\1</code>", escape(text))
+
+
+def speed_text(metrics: Mapping[str, Any], name: str) -> str:
+    """A speed as it is read: ``6.1 GB/s, 76 % of 8.0``, or without its limit ``144 µs``."""
     limit = metrics.get(f"{name}_limit")
-    text = f"{value:,.4g} {UNITS[name]}"
-    # A clock that is a little off must not look like a fault.
-    return Bar(min(value / limit, 1.0) if limit else 0.0, "speed", text)
+    text = f"{figure(metrics[name])} {SPEEDS[name]}"
+    return f"{text}, {100 * metrics[name] / limit:.0f} % of {figure(limit)}" if limit else text
+
+
+def figure(value: float) -> str:
+    """Three digits that count, and none more: ``0.0921``, ``6.10``, ``144``, ``455,800``."""
+    if not value:
+        return "0"
+    places = max(2 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:,.{places}f}" if abs(value) >= 1e-4 else f"{value:.2e}"
+
+
+def _speed(case: Mapping[str, Any], name: str, value: float) -> str:
+    """One speed: name, dtype, figure, bar, meaning."""
+    function, dtype = group_of(case)
+    words = function.removeprefix("speed_of_").replace("_", " ")
+    text = escape(speed_text(case["metrics"], name))
+    limit = case["metrics"].get(f"{name}_limit")
+    bar = ""
+    if limit:
+        # Above its limit by another cache or a quiet moment: a full bar, and the figure tells.
+        width = f"{100 * min(value / limit, 1.0):.2f}%"
+        label = escape(f"{words} {dtype}: {speed_text(case['metrics'], name)}", quote=True)
+        bar = (
+            f'<svg class="bars" role="img" aria-label="{label}" height="8">'
+            '<rect class="track" width="100%" height="8" rx="3"/>'
+            f'<rect class="s-speed" width="{width}" height="8" rx="3"/></svg>'
+        )
+    tag = f' <span class="tag">{escape(dtype)}</span>' if dtype else ""
+    return (
+        f'<div class="speed"><p><b>{escape(words[:1].upper() + words[1:])}</b>{tag}'
+        f'<span class="speed-figure">{text}</span></p>{bar}'
+        f'<p class="case-text">{prose(case["text"])}</p></div>'
+    )
 
 
 def _rows(rows: Sequence[tuple[str, Sequence[Bar]]], what: str) -> str:

@@ -1,4 +1,4 @@
-"""The difference of two reports: regressions, progress, and drift of accuracy within the bounds."""
+"""The difference of two reports: regressions, progress, drift of accuracy within the bounds, speeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any
 
 QUANTILES = (0.5, 0.9, 1.0)
 DRIFT = 1.25
-"""The factor by which a quantile must have grown or shrunk to be told."""
+"""The factor by which a quantile or a speed must have grown or shrunk to be told."""
+
+SPEEDS: Mapping[str, str] = {
+    "gb_per_s": "GB/s",
+    "tflop_per_s": "TFLOP/s",
+    "calls_per_s": "calls/s",
+    "latency_us": "µs",
+}
+"""Metrics that are speeds, with their units. ``NAME_limit`` beside one is what plainer work reached
+on the same device, in the same case."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,21 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """A speed of a case that became another; which of the two is better only its unit tells."""
+
+    case: str
+    unit: str
+    old: float
+    new: float
+
+
+@dataclass(frozen=True)
 class Diff:
-    """What became of the cases; ``changed`` maps ids to both outcomes, neither of them a pass."""
+    """What became of the cases; ``changed`` maps ids to both outcomes, neither of them a pass.
+
+    Accuracy that drifts within its bounds, and speeds, are told and not judged.
+    """
 
     newly_failing: Mapping[str, str]
     newly_passing: Mapping[str, str]
@@ -33,6 +55,7 @@ class Diff:
     appeared: Mapping[str, str]
     gone: Mapping[str, str]
     drift: tuple[Drift, ...]
+    speeds: tuple[Pace, ...]
     notes: tuple[str, ...]
 
     @property
@@ -62,6 +85,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Diff:
         appeared={name: case["outcome"] for name, case in after.items() if name not in before},
         gone={name: case["outcome"] for name, case in before.items() if name not in after},
         drift=tuple(_drift([(before[name], after[name]) for name in common])),
+        speeds=tuple(_speeds([(before[name], after[name]) for name in common])),
         notes=tuple(_notes(old, new)),
     )
 
@@ -78,6 +102,14 @@ def _drift(pairs: list[tuple[Any, Any]]) -> Iterator[Drift]:
             was, now = _quantile(before, quantile), _quantile(after, quantile)
             if max(was, now) > DRIFT * min(was, now):
                 yield Drift(name, quantile, was, now)
+
+
+def _speeds(pairs: list[tuple[Any, Any]]) -> Iterator[Pace]:
+    for old, new in pairs:
+        for unit in SPEEDS:
+            was, now = (case["metrics"].get(unit) for case in (old, new))
+            if was and now and max(was, now) > DRIFT * min(was, now):
+                yield Pace(new["id"], unit, was, now)
 
 
 def group_of(case: Mapping[str, Any]) -> tuple[str, str]:

@@ -140,7 +140,9 @@ def _speed(cases: list[Any]) -> str:
         return ""
     return (
         "<section><h2>Measured speed</h2>"
-        '<p class="lead">Measured by the cases, for orientation. Where the device&#39;s own limit is '
-        "known, a full bar is that limit.</p>"
+        '<p class="lead">Each speed against what the same device reached in the same case at '
+        "plainer work, such as a copy: a full bar is that limit, not the figure of a data sheet. "
+        "Results were checked, and work counts only if it was done when the clock stopped. Speeds "
+        "are reported, not judged: no case fails by being slow.</p>"
         f'<div class="card">{chart}</div></section>'
     )

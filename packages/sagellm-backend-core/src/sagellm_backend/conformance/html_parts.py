@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sagellm_backend.conformance.charts import proportion
+from sagellm_backend.conformance.charts import proportion, prose, speed_text
+from sagellm_backend.conformance.diff import SPEEDS
 
 _STATUS = {
     "passed": "passed",
@@ -91,6 +91,7 @@ def claims(descriptor: Mapping[str, Any] | None) -> str:
         ("KV pools", pools if kv.get("dtypes") else "none"),
         ("Collectives", _list(descriptor["supported_collectives"])),
         ("Limits", _list(limits) if limits else "none stated"),
+        ("Subnormal numbers flushed in", _list(descriptor["flush_subnormals"])),
     ]
     return (
         "<section><h2>What the provider claims</h2>"
@@ -183,30 +184,30 @@ def _fault(case: Mapping[str, Any]) -> str:
     return (
         f'<div class="card fault"><h3><code>{escape(case["id"])}</code> '
         f"{_tag('failed', case['outcome'].replace('_', ' '))}</h3>"
-        f'<p class="case-text">To be proven: {_prose(case["text"])}{escape(ranks)}</p>{detail}'
+        f'<p class="case-text">To be proven: {prose(case["text"])}{escape(ranks)}</p>{detail}'
         f'<p class="replay">Repeat it: <code>{escape(replay)}</code> (seed of the case '
         f"<code>{escape(case['seed'])}</code>)</p></div>"
     )
 
 
 def _case_row(case: Mapping[str, Any]) -> str:
-    measures = ", ".join(
-        f"{_MEASURES.get(name, name.replace('_', ' '))} {_figure(value)}"
-        for name, value in case["metrics"].items()
-    )
+    measures = ", ".join(_measures(case["metrics"]))
     passed = case["outcome"] == "passed"
     word = "passed" if passed else case["outcome"].replace("_", " ")
     return (
         f'<tr><td><code>{escape(case["id"])}</code><br><span class="case-text">'
-        f"{_prose(case['text'])}{f'<br>{escape(measures)}' if measures else ''}</span></td>"
+        f"{prose(case['text'])}{f'<br>{escape(measures)}' if measures else ''}</span></td>"
         f"<td>{_tag('passed' if passed else 'failed', word)}</td>"
         f'<td class="num">{seconds(case["seconds"])}</td></tr>'
     )
 
 
-def _prose(text: str) -> str:
-    """The text of a docstring, with what stands in backticks as code."""
-    return re.sub("``?([^`]+)``?", r"<code>\1</code>", escape(text))
+def _measures(metrics: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in metrics.items():
+        if name in SPEEDS and value is not None:
+            yield speed_text(metrics, name)
+        elif name.removesuffix("_limit") not in SPEEDS:
+            yield f"{_MEASURES.get(name, name.replace('_', ' '))} {_figure(value)}"
 
 
 def _figure(value: float | None) -> str:

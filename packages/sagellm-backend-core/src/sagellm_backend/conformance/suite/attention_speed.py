@@ -83,9 +83,9 @@ class _Decode(Work):
 
 @case("attention", depth="standard", params={"dtype": served("attention")})
 def speed_of_paged_decode(exam: Exam) -> None:
-    """GB/s of keys and values read by one new token of each of 8 sequences over a paged cache.
+    """GB/s of keys and values read by decoding 8 sequences, against a copy in the device.
 
-    The limit is a copy within the device. Kills a kernel that keeps the keys of one call for the
+    Kills a kernel that keeps the keys of one call for the
     next, and a device that does not do all that it is given.
     """
     try:

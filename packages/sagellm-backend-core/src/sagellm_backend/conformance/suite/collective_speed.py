@@ -64,10 +64,9 @@ def _measure(exam: Exam, work: Work, runs: int) -> float:
 
 @case("collective", requires=GROUP, world=2, needs=_sums, depth="standard")
 def speed_of_all_reduce(exam: Exam) -> None:
-    """GB/s of a large array that is summed over two ranks: its bytes by the time of the call.
+    """GB/s of a large array summed over two ranks, its bytes once, against a copy in the device.
 
-    The limit is a copy within the device, which each rank's share of the sum costs at least. Kills
-    a sum that is not made again when the array is the same.
+    Kills a sum that is not made again when the array is the same.
     """
     size = 1 << 20
     rate = _measure(exam, _Sum(exam, join(exam), size, 4.0 * size), _RUNS)
@@ -78,7 +77,7 @@ def speed_of_all_reduce(exam: Exam) -> None:
 
 @case("collective", requires=GROUP, world=2, needs=_sums, depth="standard")
 def latency_of_all_reduce(exam: Exam) -> None:
-    """Microseconds that the sum of a single number over two ranks takes.
+    """Microseconds that the sum of one number over two ranks takes.
 
     Kills a sum that is not made again when the array is the same.
     """

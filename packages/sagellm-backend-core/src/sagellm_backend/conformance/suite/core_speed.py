@@ -92,19 +92,18 @@ class _WithinHost(_Arrays):
 
 @case("core", depth="standard")
 def speed_of_uploads(exam: Exam) -> None:
-    """GB/s at which arrays of the host become arrays of the device.
+    """GB/s from the host to the device, against what one thread copies within the host.
 
-    The limit is what NumPy copies within host memory, by one thread: the bytes are read there in
-    either case. Kills uploads that are still under way when the device says it is done.
+    The bytes are read in host memory in either case: the link, or what is done to the bytes before
+    they go there, makes the difference. Kills uploads that are still under way when the device says it is done.
     """
     report(exam, "gb_per_s", GIGA, [Meter(_Upload(exam)), Meter(_WithinHost(exam))])
 
 
 @case("core", depth="standard")
 def speed_of_downloads(exam: Exam) -> None:
-    """GB/s at which arrays of the device become arrays of the host.
+    """GB/s from the device to the host, against what one thread copies within the host.
 
-    The limit is what NumPy copies within host memory, by one thread: the bytes are written there in
-    either case. Kills a download that gives an earlier one again.
+    The bytes are written in host memory in either case, here into memory that is new. Kills a download that gives an earlier one again.
     """
     report(exam, "gb_per_s", GIGA, [Meter(_Download(exam)), Meter(_WithinHost(exam))])

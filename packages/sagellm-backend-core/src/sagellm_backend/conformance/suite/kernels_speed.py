@@ -23,9 +23,9 @@ _BUSY_S = 0.002
 
 @case("kernels", depth="standard", params={"dtype": widest})
 def speed_of_copies_in_the_device(exam: Exam) -> None:
-    """GB/s read and written when the rows of a large array are gathered in random order.
+    """GB/s read and written by gathering rows in random order, against gathering neighbours.
 
-    The limit is the same copy with each row from beside its place. Kills a device that says too
+    Kills a device that says too
     early that it is done, and one that does not do all that it is given.
     """
     work = sized(exam, lambda nbytes: Copy(exam, exam["dtype"], nbytes, shuffle=True))
@@ -43,10 +43,9 @@ def speed_of_calls(exam: Exam) -> None:
 
 @case("kernels", depth="standard", params={"dtype": served("linear")})
 def speed_of_decode_linear(exam: Exam) -> None:
-    """GB/s of weights read by the product of 4 rows with a large weight, as in decoding.
+    """GB/s of weights read by products of 4 rows, as in decoding, against a copy in the device.
 
-    So few rows cost less arithmetic than reading: the limit is a copy within the device. Kills a
-    kernel that does not compute again when only its input has changed.
+    So few rows cost less arithmetic than reading does. Kills a kernel that does not compute again when only its input has changed.
     """
     work = sized(exam, lambda nbytes: Decode(exam, exam["dtype"], _ROWS, nbytes))
     report(exam, "gb_per_s", GIGA, [work, *streaming(exam)])
@@ -54,10 +53,10 @@ def speed_of_decode_linear(exam: Exam) -> None:
 
 @case("kernels", depth="standard", params={"dtype": served("linear")})
 def speed_of_prefill_linear(exam: Exam) -> None:
-    """TFLOP/s of a product with a quarter as many rows as the weight has, as in prefill.
+    """TFLOP/s of products of some hundred rows, as in prefill, against a large square product.
 
-    The limit is the product of as many rows as the weight has: more arithmetic for each byte. Kills
-    a kernel that gives back what it computed before.
+    The limit is the product of the same weight with four times the rows: more arithmetic for each
+    byte. Kills a kernel that gives back what it computed before.
     """
     dtype = exam["dtype"]
     square = sized(exam, lambda size: Linear(exam, dtype, size, size), _SIZES, _BUSY_S)
@@ -67,7 +66,7 @@ def speed_of_prefill_linear(exam: Exam) -> None:
 
 @case("kernels", depth="standard", params={"dtype": served("rms_norm")})
 def speed_of_rms_norm(exam: Exam) -> None:
-    """GB/s read and written by the normalisation of many rows, against a copy within the device.
+    """GB/s read and written by the normalisation of many rows, against a copy in the device.
 
     Kills a kernel that keeps the weight of an earlier call.
     """

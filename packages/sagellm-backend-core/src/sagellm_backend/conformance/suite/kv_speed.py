@@ -117,9 +117,9 @@ def _measure(exam: Exam, away: str) -> None:
 
 @case("kv", requires=(Feature.KV_POOL,), depth="standard", params={"dtype": _served})
 def speed_of_block_copies(exam: Exam) -> None:
-    """GB/s of scattered blocks copied between pools of the device.
+    """GB/s of scattered blocks copied between pools of the device, against one large block.
 
-    The limit are as many bytes in one block. Kills a copy that is left out because the plan has
+    Kills a copy that is left out because the plan has
     copied before.
     """
     _measure(exam, "device")
@@ -127,9 +127,9 @@ def speed_of_block_copies(exam: Exam) -> None:
 
 @case("kv", requires=(Feature.KV_HOST_POOL,), depth="standard", params={"dtype": _served})
 def speed_of_swapping(exam: Exam) -> None:
-    """GB/s of scattered blocks swapped out to the host and in again, the mean of both ways.
+    """GB/s of scattered blocks swapped out and in again, against one large block; both ways' mean.
 
-    The limit are as many bytes in one block, by the same ways. Kills a block that is taken for
+    Kills a block that is taken for
     unchanged, and left where it was swapped out before.
     """
     _measure(exam, "host")
