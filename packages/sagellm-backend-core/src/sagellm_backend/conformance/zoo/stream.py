@@ -88,7 +88,10 @@ class _EarlyStream(SlowStream):
 @member(
     "stream",
     "Synchronising a stream returns at once",
-    kills=("stream.waiting_waits", "stream.results_are_right_after_synchronize"),
+    kills=(
+        *("stream.waiting_waits", "stream.results_are_right_after_synchronize"),
+        "stream.the_entered_stream_does_the_work",
+    ),
 )
 class StreamDoesNotWait(OwnStreams):
     stream = _EarlyStream
@@ -117,7 +120,10 @@ class ReadDoesNotWait(OwnStreams):
 @member(
     "stream",
     "Entering a stream has no effect on kernels",
-    kills=("kv.copies_follow_what_their_stream_was_given_before",),
+    kills=(
+        "stream.the_entered_stream_does_the_work",
+        "kv.copies_follow_what_their_stream_was_given_before",
+    ),
 )
 class StreamsAreNotEntered(OwnStreams):
     def current_stream(self, device: str) -> ReferenceStream:
