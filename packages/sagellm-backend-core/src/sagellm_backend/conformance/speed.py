@@ -1,8 +1,8 @@
 """Speed: timing runs of work so that only what was really done counts.
 
-Each run of a :class:`Work` takes what the run before it made, and the last result is known
-exactly: it is right only if every run was done, on its own data. Thus nothing can be left out,
-done once for all, or taken from a cache.
+Each run of a :class:`Work` takes what the run before it made, or data of its own, and what comes
+out at last is known: it is right only if every run was done. Thus nothing can be left out, done
+once for all, or taken from a cache.
 
 The clock runs from the first submission until ``provider.synchronize()`` returns. That it did not
 return early is seen from a small result that is read twice right afterwards: work under way
