@@ -97,9 +97,8 @@ def alone(model: str, count: int) -> list[list[int]]:
 
 def announce_paged(*, numbered: bool) -> None:
     """Let the engine take its paged path; with block numbers for its UUIDs if ``numbered``."""
-    CPUBackendProvider.get_attention_backend = (  # type: ignore[method-assign]
-        lambda self, _name=None: PagedAttentionBackend(self)
-    )
+    provider: Any = CPUBackendProvider
+    provider.get_attention_backend = lambda self, _name=None: PagedAttentionBackend(self)
     if not numbered:
         return
     runner = import_module("sagellm_core.worker.model_runner.model_runner").ModelRunner
