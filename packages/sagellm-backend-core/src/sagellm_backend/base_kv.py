@@ -66,7 +66,8 @@ class KVMethods(ProviderChecks):
         """The pool behind a handle of :meth:`kv_export`, over the same memory.
 
         Its block ids are counted by the process that made it: here no block can be allocated or
-        freed. Closing it leaves the other process's pool as it is.
+        freed. Closing it leaves the other process's pool as it is. Raises
+        :class:`InvalidArgumentError` for bytes that are no handle, or not the whole of one.
         """
         self._require_open()
         self.require(Feature.KV_EXPORT)
