@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -281,3 +283,13 @@ def test_a_provider_of_another_framework_is_refused():
 
     with pytest.raises(CapabilityError, match="numpy"):
         PagedAttentionBackend(ReferenceProvider())
+
+
+def test_the_guide_does_what_it_says():
+    guide = Path(__file__).parents[3] / "docs" / "engines.md"
+    section = guide.read_text(encoding="utf-8").partition("## The published engine's paged path")[2]
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
+    assert names["backend"].name == "paged"
+    assert names["out"].shape == (2, 4, 64)
+    assert sum(int(cache.any(-1).any(-1).sum()) for cache in names["cache"]) == 2 * (20 + 5 + 2)
