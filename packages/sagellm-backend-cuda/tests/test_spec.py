@@ -8,7 +8,6 @@ import pytest
 
 from sagellm_backend import frameworks
 from sagellm_backend.cuda.spec import DCU_SPEC, SPEC, probe_cuda, probe_dcu
-from sagellm_backend.errors import CapabilityError
 from sagellm_backend.frameworks import TorchBuild
 from sagellm_backend.spec import ProbeState
 
@@ -75,13 +74,6 @@ def test_the_specs():
     assert not set(SPEC.names) & set(DCU_SPEC.names)
 
 
-@pytest.mark.parametrize("spec", [SPEC, DCU_SPEC], ids=lambda spec: spec.name)
-def test_building_is_a_typed_refusal_in_this_release(spec):
-    with pytest.raises(CapabilityError, match=f"{spec.name}.*no provider yet") as caught:
-        spec()
-    assert "SAGELLM_BACKEND=cpu" in caught.value.hint
-
-
 def test_a_machine_without_a_card(machine):
     answer = machine.cuda()
     assert answer.state is ProbeState.ABSENT
@@ -92,13 +84,12 @@ def test_a_machine_without_a_card(machine):
     assert "/opt/hyhal" in answer.reason
 
 
-def test_a_whole_stack_is_seen_and_not_yet_served(machine):
+def test_a_whole_stack_is_available(machine):
     machine.add_nvidia(0, 1)
     machine.torch = CUDA_TORCH
     answer = machine.cuda()
-    assert answer.state is ProbeState.UNSUPPORTED
-    assert "2 x NVIDIA H200 seen" in answer.reason
-    assert "no provider yet" in answer.reason
+    assert answer.state is ProbeState.AVAILABLE
+    assert [device.name for device in answer.devices] == ["NVIDIA H200"] * 2
     assert [device.index for device in answer.devices] == [0, 1]
     assert answer.devices[1].facts == {
         "uuid": "GPU-1abc",
@@ -128,8 +119,61 @@ def test_wsl_has_a_card_without_nodes(machine):
     machine.write("usr/lib/wsl/lib/libcuda.so.1")
     machine.torch = CUDA_TORCH
     answer = machine.cuda()
-    assert answer.state is ProbeState.UNSUPPORTED
+    assert answer.state is ProbeState.AVAILABLE
     assert len(answer.devices) == 1
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "needed"),
+    [
+        ("570.86.15", "13.0", "580.65.6"),
+        ("570.86.15", "12.8", None),
+        ("520.61.05", "12.1", "525.60.13"),
+        ("470.82.01", "11.8", None),
+        ("580.65.06", "13.0", None),
+        ("570.86.15", "14.0", None),
+    ],
+)
+def test_a_driver_too_old_for_this_torch_is_broken_with_both_numbers(machine, driver, cuda, needed):
+    machine.add_nvidia(0)
+    machine.write("proc/driver/nvidia/version", VERSION.replace("570.86.15", driver))
+    machine.torch = TorchBuild("2.13.0", cuda=cuda)
+    answer = machine.cuda()
+    assert answer.state is (ProbeState.BROKEN if needed else ProbeState.AVAILABLE)
+    if needed:
+        assert f"driver {driver} is too old" in answer.reason
+        assert needed in answer.reason
+        assert needed in answer.remedy
+        machine.write("usr/local/cuda-13.0/compat/libcuda.so.1")
+        assert machine.cuda().state is ProbeState.AVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("vendor", "kind", "state"),
+    [
+        ("0x10de", "0x030200", ProbeState.BROKEN),
+        ("0x10de", "0x030000", ProbeState.BROKEN),
+        ("0x10de", "0x040300", ProbeState.ABSENT),
+        ("0x8086", "0x030000", ProbeState.ABSENT),
+    ],
+)
+def test_a_card_on_the_bus_without_a_driver_is_broken(machine, vendor, kind, state):
+    machine.write("sys/bus/pci/devices/0000:41:00.0/vendor", f"{vendor}\n")
+    machine.write("sys/bus/pci/devices/0000:41:00.0/class", f"{kind}\n")
+    machine.torch = CUDA_TORCH
+    answer = machine.cuda()
+    assert answer.state is state
+    assert ("0000:41:00.0 has no driver" in answer.reason) is (state is ProbeState.BROKEN)
+
+
+def test_a_container_without_devices_says_how_to_give_them(machine):
+    machine.write("proc/driver/nvidia/version", VERSION)
+    machine.write("sys/bus/pci/devices/0000:41:00.0/vendor", "0x10de")
+    machine.write("sys/bus/pci/devices/0000:41:00.0/class", "0x030200")
+    answer = machine.cuda()
+    assert answer.state is ProbeState.ABSENT
+    assert "570.86.15 is loaded" in answer.reason
+    assert "--gpus all" in answer.remedy
 
 
 @pytest.mark.parametrize("value", ["", "-1", "7"])
@@ -224,12 +268,12 @@ class TestPosers:
 
 
 class TestDCU:
-    def test_a_whole_stack_is_seen_and_not_yet_served(self, machine):
+    def test_a_whole_stack_is_available(self, machine):
         machine.add_dcu(cards=2)
         machine.torch = HIP_TORCH
         answer = machine.dcu()
-        assert answer.state is ProbeState.UNSUPPORTED
-        assert "2 x Hygon DCU seen" in answer.reason
+        assert answer.state is ProbeState.AVAILABLE
+        assert [device.name for device in answer.devices] == ["Hygon DCU"] * 2
         assert answer.devices[1].total_memory_bytes == 64 * 2**30
 
     @pytest.mark.parametrize(

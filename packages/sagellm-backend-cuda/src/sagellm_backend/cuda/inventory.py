@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from sagellm_backend.cuda import drivers
+from sagellm_backend.cuda.drivers import read
 from sagellm_backend.devices import DeviceInfo, Sighting
 from sagellm_backend.dtypes import DType
 
 DTYPES = (DType.FP32, DType.FP16, DType.BF16)
-
-_VERSION = re.compile(r"\s(\d+\.\d+(?:\.\d+)?)\s")
 
 
 def nvidia_cards(root: Path, seen: Sighting) -> tuple[DeviceInfo, ...]:
@@ -20,7 +19,7 @@ def nvidia_cards(root: Path, seen: Sighting) -> tuple[DeviceInfo, ...]:
     order (fastest first) can differ where the cards do.
     """
     by_minor = {fields.get("Device Minor"): fields for fields in _information(root)}
-    version = _VERSION.search(_read(root / "proc/driver/nvidia/version"))
+    version = drivers.installed(root)
     cards = []
     for index in range(seen.count):
         minor = seen.nodes[index].removeprefix("/dev/nvidia") if seen.nodes else None
@@ -28,7 +27,7 @@ def nvidia_cards(root: Path, seen: Sighting) -> tuple[DeviceInfo, ...]:
         facts = {
             "uuid": fields.get("GPU UUID", ""),
             "bus": fields.get("Bus Location", ""),
-            "driver": version[1] if version else "",
+            "driver": version,
         }
         known = {key: value for key, value in facts.items() if value}
         name = fields.get("Model", "NVIDIA GPU")
@@ -47,19 +46,12 @@ def hygon_cards(root: Path, seen: Sighting) -> tuple[DeviceInfo, ...]:
 def _information(root: Path) -> list[dict[str, str]]:
     found = []
     for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
-        pairs = (line.partition(":") for line in _read(path).splitlines())
+        pairs = (line.partition(":") for line in read(path).splitlines())
         found.append({key.strip(): value.strip() for key, _, value in pairs})
     return found
 
 
 def _vram(root: Path, node: str) -> int | None:
     name = node.rpartition("/")[2]
-    text = _read(root / "sys/class/drm" / name / "device/mem_info_vram_total").strip()
+    text = read(root / "sys/class/drm" / name / "device/mem_info_vram_total").strip()
     return int(text) if text.isdecimal() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -1,18 +1,66 @@
-"""Builders of the ``cuda`` and ``dcu`` backends. This release has no provider behind them."""
+"""NVIDIA GPUs as a backend, and Hygon DCUs: both are ``torch.cuda``.
+
+Written against torch 2.13 and its schemas; it has not run on such hardware yet.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
 
-from sagellm_backend.cuda.spec import NEXT_STEP, NO_PROVIDER
-from sagellm_backend.errors import CapabilityError
+import torch
+
+from sagellm_backend.capability import CapabilityDescriptor
+from sagellm_backend.config import ProviderConfig
+from sagellm_backend.cuda import startup
+from sagellm_backend.torch_support.accelerator import AcceleratorProvider
+
+Config: TypeAlias = "Mapping[str, Any] | ProviderConfig | None"
 
 
-def create_cuda_backend(config: Any = None) -> NoReturn:  # noqa: ARG001 - v0.1's signature
-    """Refuse with :class:`CapabilityError`."""
-    raise CapabilityError("provider", "cuda", f"{NO_PROVIDER}.", hint=NEXT_STEP)
+class CUDAProvider(AcceleratorProvider):
+    """Every operation on an NVIDIA GPU, in fp32, fp16 and bf16.
+
+    Making one starts the driver and a context on its device. Raises :class:`UnavailableError` with
+    what is wrong there and what to do, :class:`OutOfMemoryError` where the device is full.
+    """
+
+    name = "cuda"
+    device_type = "cuda"
+    module: ClassVar[Any] = torch.cuda
+    comm_backend = "nccl"
+    build: ClassVar[str] = "cuda"
+    """What torch must have been built for: ``cuda`` or ``hip``."""
+
+    def __init__(self, config: Config = None) -> None:
+        parsed = ProviderConfig.parse(config)
+        startup.begin(self.module, self.build, self.name)
+        super().__init__(parsed)
+        startup.occupy(self.module, self.device, self.build, self.name)
+
+    def _capability(self) -> CapabilityDescriptor:
+        found = super()._capability()
+        major, minor = self.module.get_device_capability(torch.device(self.device))
+        found.compute_capability = f"{major}.{minor}"
+        found.versions[self.build] = str(getattr(torch.version, self.build))
+        return found
 
 
-def create_dcu_backend(config: Any = None) -> NoReturn:  # noqa: ARG001 - v0.1's signature
-    """Refuse with :class:`CapabilityError`."""
-    raise CapabilityError("provider", "dcu", f"{NO_PROVIDER}.", hint=NEXT_STEP)
+class DCUProvider(CUDAProvider):
+    """Every operation on a Hygon DCU, through a torch built for HIP.
+
+    torch calls its devices ``cuda`` and its collectives ``nccl`` (RCCL).
+    """
+
+    name = "dcu"
+    build = "hip"
+
+
+def create_cuda_backend(config: Config = None) -> CUDAProvider:
+    """A new provider on an NVIDIA GPU; see :class:`~sagellm_backend.config.ProviderConfig`."""
+    return CUDAProvider(config)
+
+
+def create_dcu_backend(config: Config = None) -> DCUProvider:
+    """A new provider on a Hygon DCU."""
+    return DCUProvider(config)

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sagellm_backend import frameworks
+from sagellm_backend.cuda import drivers
 from sagellm_backend.cuda.inventory import hygon_cards, nvidia_cards
-from sagellm_backend.devices import DeviceInfo, Sighting, sighting_of, visible_devices
+from sagellm_backend.devices import Sighting, sighting_of, visible_devices
 from sagellm_backend.spec import PRIORITIES, BackendSpec, Probe
 
-NO_PROVIDER = "sagellm-backend-cuda 0.1 has no provider yet"
-NEXT_STEP = "Set SAGELLM_BACKEND=cpu to run on the CPU, or install a later sagellm-backend-cuda."
+POSERS = ("torch_xmlir", "kunlun_ops")
+"""Modules in whose presence ``torch.cuda`` means Kunlun XPUs."""
 
 _ROOT = Path("/")
 _WHEELS = "https://download.pytorch.org/whl/cu128"
@@ -27,19 +28,13 @@ def probe_cuda(root: Path = _ROOT, environ: Mapping[str, str] = os.environ) -> P
     """NVIDIA cards and a torch built for CUDA. ``root`` stands for ``/`` in tests."""
     seen = sighting_of("cuda", root)
     if seen is None:
-        return _poser(root) or Probe.absent(
-            "no NVIDIA device: /dev/nvidia0 does not exist",
-            "Where there should be one, install the NVIDIA driver; in a container, start it with "
-            "--gpus all.",
-        )
+        return _poser(root) or _no_device(root)
     selection = environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible_devices(nvidia_cards(root, seen), selection)
     if not devices:
         return _hidden("CUDA_VISIBLE_DEVICES", selection, seen)
-    fault = _denied(root, seen) or _cuda_stack_fault()
-    if fault:
-        return Probe.broken(fault[0], fault[1], devices)
-    return _no_provider(devices)
+    fault = _denied(root, seen) or _cuda_stack_fault(root)
+    return Probe.broken(fault[0], fault[1], devices) if fault else Probe.available(*devices)
 
 
 def probe_dcu(root: Path = _ROOT, environ: Mapping[str, str] = os.environ) -> Probe:
@@ -56,9 +51,7 @@ def probe_dcu(root: Path = _ROOT, environ: Mapping[str, str] = os.environ) -> Pr
         if not devices:
             return _hidden(variable, environ.get(variable), seen)
     fault = _denied(root, seen) or _hip_stack_fault()
-    if fault:
-        return Probe.broken(fault[0], fault[1], devices)
-    return _no_provider(devices)
+    return Probe.broken(fault[0], fault[1], devices) if fault else Probe.available(*devices)
 
 
 def _poser(root: Path) -> Probe | None:
@@ -83,7 +76,27 @@ def _poser(root: Path) -> Probe | None:
     return None
 
 
-def _cuda_stack_fault() -> tuple[str, str] | None:
+def _no_device(root: Path) -> Probe:
+    """Why there is no ``/dev/nvidia*``: no card, no driver, or a container without its devices."""
+    card, driver = drivers.pci_card(root), drivers.installed(root)
+    if card and not driver:
+        return Probe.broken(
+            f"an NVIDIA card at PCI {card} has no driver: /dev/nvidia0 does not exist",
+            "Install and load the NVIDIA driver. " + _ON_CPU,
+        )
+    if driver:
+        return Probe.absent(
+            f"NVIDIA driver {driver} is loaded and no card is given to this container",
+            "Start the container with --gpus all.",
+        )
+    return Probe.absent(
+        "no NVIDIA device: /dev/nvidia0 does not exist",
+        "Where there should be one, install the NVIDIA driver; in a container, start it with "
+        "--gpus all.",
+    )
+
+
+def _cuda_stack_fault(root: Path) -> tuple[str, str] | None:
     torch = frameworks.torch_build()
     if torch is None:
         return "torch is not installed", "pip install torch"
@@ -91,6 +104,13 @@ def _cuda_stack_fault() -> tuple[str, str] | None:
         return (
             f"{torch.words} cannot drive an NVIDIA GPU",
             f"pip install --force-reinstall torch --index-url {_WHEELS}",
+        )
+    driver = drivers.installed(root)
+    least = drivers.too_old(driver, torch.cuda, root)
+    if least:
+        return (
+            f"NVIDIA driver {driver} is too old for {torch.words}, which needs {least}",
+            f"Install driver {least} or later, or a torch built for an older CUDA.",
         )
     if _xpytorch():
         return (
@@ -111,8 +131,7 @@ def _hip_stack_fault() -> tuple[str, str] | None:
 
 
 def _xpytorch() -> str | None:
-    modules = ("torch_xmlir", "kunlun_ops")
-    return next((module for module in modules if frameworks.is_installed(module)), None)
+    return next((module for module in POSERS if frameworks.is_installed(module)), None)
 
 
 def _hidden(variable: str, value: str | None, seen: Sighting) -> Probe:
@@ -126,11 +145,6 @@ def _denied(root: Path, seen: Sighting) -> tuple[str, str] | None:
     if node is None:
         return None
     return f"this user may not open {node}", "Join the group that owns it, or mount it writable."
-
-
-def _no_provider(devices: tuple[DeviceInfo, ...]) -> Probe:
-    names = f"{len(devices)} x {devices[0].name}"
-    return Probe.unsupported(f"{names} seen, but {NO_PROVIDER}", NEXT_STEP, devices)
 
 
 SPEC = BackendSpec(
