@@ -34,6 +34,7 @@ nox.options.sessions = [
     "tests",
     "conformance",
     "zoo",
+    "engine",
     "generate",
 ]
 
@@ -152,6 +153,29 @@ def zoo(session: nox.Session) -> None:
     """Prove the suite: every broken provider is caught, and no honest one is."""
     install_suite(session)
     session.run("sagellm-backend", "conformance", "zoo", *session.posargs)
+
+
+@nox.session(python="3.11")
+def engine(session: nox.Session) -> None:
+    """The published engine, unmodified, on our wheels; its packages are for Python 3.11 only."""
+    wheels = [wheel for wheel in build_wheels(session) if "_core-" in wheel or "_cpu-" in wheel]
+    names = [f"sagellm-backend-{name}" for name in ("core", "cpu")]
+    session.run("pip", "uninstall", "--quiet", "--yes", "isagellm-backend", *names)
+    pins = Path(session.create_tmp()) / "pins.txt"
+    pins.write_text("\n".join(group("torch")), encoding="utf-8")
+    install_torch(session)
+    session.install("--constraint", str(pins), *group("engine-needs"), *wheels)
+    session.install("--no-deps", *group("engine"))
+    session.run(
+        "pytest",
+        "engine/tests",
+        "-W",
+        "ignore",  # the engine's warnings are not ours
+        *("-o", "pythonpath=engine/tests"),
+        *("-o", "faulthandler_timeout=240", "-o", "faulthandler_exit_on_timeout=true"),
+        *session.posargs,
+        env={"SAGELLM_WHEELS": os.pathsep.join(wheels), "OMP_WAIT_POLICY": "PASSIVE"},
+    )
 
 
 @nox.session(python=False)
