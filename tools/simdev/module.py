@@ -8,6 +8,11 @@ from typing import Any
 
 import torch
 
+from simdev import graphs
+
+CUDAGraph = graphs.CUDAGraph
+graph = graphs.graph
+memory_snapshot = graphs.memory_snapshot
 Event = torch.Event
 Where = torch.device | str | int | None
 

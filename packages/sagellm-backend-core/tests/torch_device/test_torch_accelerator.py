@@ -36,6 +36,7 @@ def test_what_a_full_module_offers(backend):
         Feature.EVENT,
         Feature.EVENT_TIMING,
         Feature.ASYNC_COPY,
+        Feature.GRAPH,
         Feature.PINNED_MEMORY,
         Feature.KV_POOL,
         Feature.KV_HOST_POOL,

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
+from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.capability import CapabilityDescriptor, Feature, KVCapability
 from sagellm_backend.collectives import COLLECTIVES
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
+from sagellm_backend.graphs import Graph
 from sagellm_backend.hooks import HOST, Place
 from sagellm_backend.kv import KVCopyPlan, KVLayout, KVPool
 from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.ops.dispatch import KernelTable
-from sagellm_backend.torch_support import kernels, memory, streams
+from sagellm_backend.torch_support import device_kernels, kernels, memory, step, streams
 from sagellm_backend.torch_support.arrays import speaks_dlpack
 from sagellm_backend.torch_support.device_kv import DeviceKVCopyPlan
 from sagellm_backend.torch_support.errors import check
+from sagellm_backend.torch_support.graphs import TorchGraph, graph_class
 from sagellm_backend.torch_support.misuse import MisuseError
 from sagellm_backend.torch_support.provider import TorchProvider, plain
 from sagellm_backend.torch_support.streams import TorchEvent, TorchStream
@@ -33,8 +36,8 @@ class AcceleratorProvider(TorchProvider):
     """Every operation in plain torch on one kind of torch device.
 
     A subclass gives ``name``, ``device_type`` and ``module``, and what it has of its own: kernels
-    in ``fast_kernels``, a ``comm_backend``, dtypes that the device lacks. Streams, events, pinned
-    memory and peer copies are offered as far as the module has them.
+    in ``fast_kernels``, a ``comm_backend``, dtypes that the device lacks. Streams, events, graphs,
+    pinned memory and peer copies are offered as far as the module has them.
 
     Arrays and pools are accounted for; what kernels allocate for their results belongs to torch,
     whose statistics are the module's. Arrays of location ``host`` are CPU tensors, pinned where
@@ -70,6 +73,8 @@ class AcceleratorProvider(TorchProvider):
             found.add(Feature.KV_PEER_COPY)
         if self.comm_backend:
             found.add(Feature.COLLECTIVE)
+        if graph_class(self.module) is not None:
+            found.add(Feature.GRAPH)
         return frozenset(found - self.withheld)
 
     def _features(self) -> frozenset[Feature]:
@@ -105,6 +110,7 @@ class AcceleratorProvider(TorchProvider):
             has_stream=Feature.STREAM in features,
             has_event=Feature.EVENT in features,
             has_collective=Feature.COLLECTIVE in features,
+            has_graph_exec=Feature.GRAPH in features,
             supported_collectives=collectives,
             has_kv_block_copy=True,
             has_kv_block_migrate=peers,
@@ -174,9 +180,17 @@ class AcceleratorProvider(TorchProvider):
         return DeviceKVCopyPlan(source, target, self.module)
 
     def _register_kernels(self, table: KernelTable) -> None:
-        guarded = {name: self._on_device(kernel) for name, kernel in kernels.KERNELS.items()}
+        guarded = {name: self._on_device(kernel) for name, kernel in device_kernels.KERNELS.items()}
         kernels.register(table, self._supports, guarded)
         kernels.register(table, self._supports, self.fast_kernels, name=self.name, priority=10)
+
+    def _prepare_attention(self, metadata: AttentionMetadata) -> None:
+        if metadata.mode != "paged_decode":  # which takes its lengths from the device
+            super()._prepare_attention(metadata)
+        step.prepare(metadata, torch.device(self.device))
+
+    def _capture(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> Graph:
+        return TorchGraph(self, self._ledgers.of(self.device), function, inputs)
 
     @staticmethod
     def _on_device(kernel: Callable[..., Any]) -> Callable[..., Any]:

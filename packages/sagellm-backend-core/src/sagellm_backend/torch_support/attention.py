@@ -38,8 +38,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    _check(q, k, v, metadata)
-    _check_options(scale, causal, window, softcap)
+    check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
     if metadata.block_table is not None and BLOCKS not in metadata.native:
         prepare(metadata, q.device)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -51,7 +50,13 @@ def attention(
     return out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
+def check(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, **options: Any) -> None:
+    """Raise :class:`MisuseError` for arguments that :func:`attention` does not take."""
+    _check_arrays(q, k, v, metadata)
+    _check_options(**options)
+
+
+def _check_arrays(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
     paged = metadata.block_table is not None
     if q.dim() != 3 or k.dim() != 3 + paged or k.shape != v.shape:
         raise MisuseError

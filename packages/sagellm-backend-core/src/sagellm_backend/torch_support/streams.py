@@ -116,6 +116,11 @@ def settle(module: Any, device: torch.device) -> None:
             module.synchronize()
 
 
+def side_stream(module: Any, device: torch.device) -> Any:
+    """A new stream of the module's own, of no special priority."""
+    return _native_stream(module, device, 0)
+
+
 def _native_stream(module: Any, device: torch.device, priority: int) -> Any:
     if not hasattr(module.Stream, "priority_range"):
         return module.Stream(device=device)

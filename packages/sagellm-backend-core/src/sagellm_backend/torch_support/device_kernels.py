@@ -1,0 +1,120 @@
+"""Operations as devices with streams need them: nothing here waits for the device.
+
+What the plain kernels find out by a look at values, they would stall a stream for, and could not be
+captured in a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.torch_support import attention as plain
+from sagellm_backend.torch_support import kernels, step
+from sagellm_backend.torch_support.misuse import FLOATING, INDEX, MisuseError
+
+
+def kv_write(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+) -> None:
+    if not (key.shape == value.shape and key_cache.shape == value_cache.shape):
+        raise MisuseError
+    if key.shape[1:] != key_cache.shape[2:] or slots.shape != key.shape[:1] or key.dim() != 3:
+        raise MisuseError
+    if not (key.dtype is value.dtype is key_cache.dtype is value_cache.dtype):
+        raise MisuseError
+    if key.dtype not in FLOATING or slots.dtype not in INDEX or 0 in key.shape[1:]:
+        raise MisuseError
+    if not key_cache.shape[1]:
+        raise MisuseError
+    if not (slots.numel() and key_cache.shape[0]):
+        return
+    # Tokens to be skipped repeat the write of one that is kept, or what stands in slot 0 already:
+    # which of equal writes comes last does not matter, and no shape depends on values.
+    kept = slots >= 0
+    donor = kept.to(torch.uint8).argmax(0, keepdim=True)
+    skipped = (~kept).view(-1, 1, 1)
+    none_kept = ~kept.any()
+    slots = torch.where(kept, slots, slots.index_select(0, donor)).clamp(min=0).long()
+    place = (slots // key_cache.shape[1], slots % key_cache.shape[1])
+    for new, cache in ((key, key_cache), (value, value_cache)):
+        repeated = torch.where(none_kept, cache[0, 0], new.index_select(0, donor))
+        cache.index_put_(place, torch.where(skipped, repeated, new))
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    if metadata.mode != "paged_decode":
+        return plain.attention(
+            q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap
+        )
+    plain.check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
+    return paged_decode(q, k, v, step.prepare(metadata, q.device), scale, window, softcap)
+
+
+def paged_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    now: step.Step,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """One token of each sequence against its blocks, all of the table's width, the rest masked.
+
+    Its launches depend on shapes alone, so a graph of it serves any lengths that the table holds.
+    """
+    assert now.table is not None
+    batch, heads, dim = q.shape
+    size, kv_heads = k.shape[1:3]
+    length = now.table.shape[1] * size
+    blocks = now.table.flatten()
+    position = torch.arange(length, device=q.device)
+    lengths = now.kv_lens.unsqueeze(1)
+    used = position < lengths
+    # Free slots may hold NaN, which no mask stops: they are taken as 0.
+    zeroed = used.view(batch, length, 1, 1)
+    keys, values = (
+        torch.where(
+            zeroed, cache.index_select(0, blocks).view(batch, length, kv_heads, dim), 0
+        ).transpose(1, 2)
+        for cache in (k, v)
+    )
+    rows = q.reshape(batch, kv_heads, heads // kv_heads, dim)
+    seen = used if window is None else used & (position > lengths - 1 - window)
+    mask = seen.view(batch, 1, 1, length)
+    if softcap is None and q.dtype is not torch.float32:
+        out = functional.scaled_dot_product_attention(
+            rows, keys, values, attn_mask=mask, scale=scale
+        )
+    else:
+        # Fused kernels may approximate exp() with more than fp32's roundoff.
+        logits = rows.float() @ keys.float().transpose(-1, -2) * scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        weights = logits.masked_fill(~mask, -torch.inf).softmax(-1)
+        out = (weights @ values.float()).to(q.dtype)
+    return out.reshape(batch, heads, dim)
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    **kernels.KERNELS,
+    "kv_write": kv_write,
+    "attention": attention,
+}
+"""Every operation, for a device with streams."""
