@@ -28,8 +28,7 @@ def make(folder, architecture, *, outlier=None, sizes=None):
     chosen = _GPT2_SIZES if architecture == "gpt2" else _SIZES
     config = AutoConfig.for_model(
         architecture,
-        **{**chosen, **(sizes or {})},
-        vocab_size=VOCAB,
+        **{**chosen, "vocab_size": VOCAB, **(sizes or {})},
         max_position_embeddings=1024,
         initializer_range=0.2,  # logits far enough apart to tell one token from the next
         tie_word_embeddings=False,
