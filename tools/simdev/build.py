@@ -1,4 +1,4 @@
-"""Compiles the device once for each torch, and finds it again."""
+"""Compiles what is in C++ here once for each torch, and finds it again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import torch
 from torch.utils import cpp_extension
 
 _FOLDER = Path(__file__).resolve().parent
-_SOURCES = ("device.cpp", "memory.h", "queue.h")
+_HEADERS = ("memory.h", "queue.h")
 
 
-def library() -> str:
-    """The path of the compiled device; about 30 seconds of a C++20 compiler the first time.
+def library(source: str = "device.cpp") -> str:
+    """The path of the compiled device, or of another source here.
+
+    Takes a C++20 compiler about 30 seconds the first time.
 
     Kept in ``$SIMDEV_CACHE`` or ``~/.cache/simdev``. Raises :class:`RuntimeError` with what the
     compiler said, or that there is none (``$CXX``, else ``g++`` or ``c++``).
@@ -25,16 +27,16 @@ def library() -> str:
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "simdev"
     folder = Path(os.environ.get("SIMDEV_CACHE", home))
     digest = hashlib.sha256(torch.__version__.encode())
-    for name in _SOURCES:
+    for name in (source, *_HEADERS):
         digest.update((_FOLDER / name).read_bytes())
-    target = folder / f"simdev-{digest.hexdigest()[:16]}.so"
+    target = folder / f"{source.partition('.')[0]}-{digest.hexdigest()[:16]}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _compile(target)
+        _compile(_FOLDER / source, target)
     return str(target)
 
 
-def _compile(target: Path) -> None:
+def _compile(source: Path, target: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise RuntimeError("simdev needs a C++20 compiler: install g++, or name one in CXX.")
@@ -44,11 +46,11 @@ def _compile(target: Path) -> None:
         command = [
             *(compiler, "-std=c++20", "-O1", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"),
             *(f"-I{path}" for path in cpp_extension.include_paths()),
-            *(str(_FOLDER / "device.cpp"), "-o", str(made)),
+            *(str(source), "-o", str(made)),
             *(f"-L{path}" for path in cpp_extension.library_paths()),
             *("-ltorch_cpu", "-lc10", "-lpthread"),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"{compiler} did not compile simdev:\n{done.stderr[-4000:]}")
+            raise RuntimeError(f"{compiler} did not compile {source.name}:\n{done.stderr[-4000:]}")
         made.replace(target)  # at once, whoever else compiles it

@@ -12,7 +12,10 @@ import torch
 
 from sagellm_backend.capability import CapabilityDescriptor
 from sagellm_backend.config import ProviderConfig
-from sagellm_backend.cuda import startup
+from sagellm_backend.cuda import attention, startup
+from sagellm_backend.dtypes import DType
+from sagellm_backend.ops.dispatch import KernelTable
+from sagellm_backend.torch_support import kernels
 from sagellm_backend.torch_support.accelerator import AcceleratorProvider
 
 Config: TypeAlias = "Mapping[str, Any] | ProviderConfig | None"
@@ -38,10 +41,23 @@ class CUDAProvider(AcceleratorProvider):
         super().__init__(parsed)
         startup.occupy(self.module, self.device, self.build, self.name)
 
+    def _compute_capability(self) -> tuple[int, int]:
+        major, minor = self.module.get_device_capability(torch.device(self.device))
+        return int(major), int(minor)
+
+    def _register_kernels(self, table: KernelTable) -> None:
+        super()._register_kernels(table)
+        if self.build == "hip":  # whose flash kernels take block tables and do not use them
+            return
+        flash = {"attention": attention.make(self._compute_capability())}
+        kernels.register(table, self._supports_flash, flash, name="flash", priority=20)
+
+    def _supports_flash(self, dtype: DType | None = None, **static: Any) -> list[str]:
+        return attention.shortfalls(self._compute_capability(), dtype, **static)
+
     def _capability(self) -> CapabilityDescriptor:
         found = super()._capability()
-        major, minor = self.module.get_device_capability(torch.device(self.device))
-        found.compute_capability = f"{major}.{minor}"
+        found.compute_capability = ".".join(map(str, self._compute_capability()))
         found.versions[self.build] = str(getattr(torch.version, self.build))
         return found
 
