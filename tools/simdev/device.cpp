@@ -272,6 +272,12 @@ TORCH_LIBRARY(simdev, m) {
   m.def("empty_cache() -> ()", [] {
     for (int index = 0; index < kDevices; ++index) pool(index).release_idle();
   });
+  m.def("host_register(int address, int nbytes) -> ()", [](int64_t address, int64_t nbytes) {
+    PinnedAllocator::add(address, nbytes);
+  });
+  m.def("host_unregister(int address) -> ()", [](int64_t address) {
+    PinnedAllocator::remove(address);
+  });
   // Work of the current stream that takes its time.
   m.def("sleep(int milliseconds) -> ()", [](int64_t milliseconds) {
     current_queue(current_device()).submit([milliseconds] {

@@ -159,6 +159,19 @@ class PinnedAllocator final : public c10::Allocator {
   void copy_data(void* to, const void* from, size_t size) const override {
     default_copy_data(to, from, size);
   }
+  // Memory of others, whose owner keeps it until it is taken out again.
+  static void add(uintptr_t place, size_t size) {
+    std::lock_guard<std::mutex> hold(lock());
+    auto next = ranges().lower_bound(place);
+    bool taken = next != ranges().end() && next->first < place + size;
+    if (next != ranges().begin()) taken |= place < std::prev(next)->first + std::prev(next)->second;
+    TORCH_CHECK(!taken, "part or all of the requested memory range is already mapped");
+    ranges()[place] = size;
+  }
+  static void remove(uintptr_t place) {
+    std::lock_guard<std::mutex> hold(lock());
+    TORCH_CHECK(ranges().erase(place), "the memory is not registered");
+  }
   static bool owns(const void* address) {
     const auto place = reinterpret_cast<uintptr_t>(address);
     std::lock_guard<std::mutex> hold(lock());

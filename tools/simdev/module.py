@@ -97,6 +97,18 @@ def empty_cache() -> None:
     torch.ops.simdev.empty_cache()
 
 
+class Registrar:
+    """Lets copies use host memory that exists already."""
+
+    def register(self, address: int, nbytes: int) -> None:
+        """Take a range in; raises RuntimeError where part of it is in."""
+        torch.ops.simdev.host_register(address, nbytes)
+
+    def unregister(self, address: int) -> None:
+        """Take the range that starts there out again."""
+        torch.ops.simdev.host_unregister(address)
+
+
 def sleep(milliseconds: int) -> None:
     """Keep the current stream of the current device busy."""
     torch.ops.simdev.sleep(milliseconds)

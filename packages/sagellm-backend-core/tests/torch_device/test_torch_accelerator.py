@@ -77,6 +77,14 @@ def test_a_module_with_one_device_has_no_peer_copies(make):
         backend.kv_block_migrate(block, "simdev:1")
 
 
+def test_peer_access_is_what_the_module_says_and_copies_go_all_the_same(make):
+    module = module_without()
+    module.can_device_access_peer = lambda one, other: one < other
+    capability = make(module=module).capability()
+    assert capability.peer_access == {(0, 1)}
+    assert capability.has_kv_block_migrate
+
+
 def test_a_module_without_queries_and_timing_refuses_them(make):
     module = module_without("Stream", "Event")
     module.Stream = type("Stream", (), {"__new__": lambda cls, device: MODULE.Stream(device)})

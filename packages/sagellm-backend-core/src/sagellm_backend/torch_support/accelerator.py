@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy.typing as npt
 import torch
 
 from sagellm_backend.attention import AttentionMetadata
@@ -20,13 +23,21 @@ from sagellm_backend.kv import KVCopyPlan, KVLayout, KVPool
 from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.ops.dispatch import KernelTable
-from sagellm_backend.torch_support import device_kernels, kernels, memory, step, streams
+from sagellm_backend.torch_support import (
+    device_kernels,
+    kernels,
+    memory,
+    registration,
+    step,
+    streams,
+)
 from sagellm_backend.torch_support.arrays import speaks_dlpack
 from sagellm_backend.torch_support.device_kv import DeviceKVCopyPlan
 from sagellm_backend.torch_support.errors import check
 from sagellm_backend.torch_support.graphs import TorchGraph, graph_class
 from sagellm_backend.torch_support.misuse import MisuseError
 from sagellm_backend.torch_support.provider import TorchProvider, plain
+from sagellm_backend.torch_support.registration import Registrar, Registrations
 from sagellm_backend.torch_support.streams import TorchEvent, TorchStream
 
 _KV_DTYPES = (DType.FP32, DType.FP16, DType.BF16, DType.FP8, DType.INT8)
@@ -56,6 +67,8 @@ class AcceleratorProvider(TorchProvider):
     """The dtypes in which the device may take subnormal numbers for zero."""
     withheld: ClassVar[frozenset[Feature]] = frozenset()
     """Features that the module seems to have and the device does not keep."""
+    registrar: ClassVar[Registrar | None] = None
+    """What registers host memory with the device, where something does."""
     fast_kernels: ClassVar[dict[str, Callable[..., Any]]] = {}
     """By operation, the kernels to be taken before the plain ones."""
 
@@ -73,9 +86,18 @@ class AcceleratorProvider(TorchProvider):
             found.add(Feature.KV_PEER_COPY)
         if self.comm_backend:
             found.add(Feature.COLLECTIVE)
+        if self.registrar is not None:
+            found.add(Feature.HOST_REGISTER)
         if graph_class(self.module) is not None:
             found.add(Feature.GRAPH)
         return frozenset(found - self.withheld)
+
+    @functools.cached_property
+    def _peers(self) -> frozenset[tuple[int, int]]:
+        """Pairs of devices that reach each other's memory; copies go between all of them."""
+        pairs = itertools.permutations(range(self._device_count()), 2)
+        reaches = getattr(self.module, "can_device_access_peer", None)
+        return frozenset(pair for pair in pairs if reaches is None or reaches(*pair))
 
     def _features(self) -> frozenset[Feature]:
         return self._declared
@@ -95,10 +117,9 @@ class AcceleratorProvider(TorchProvider):
 
     def _capability(self) -> CapabilityDescriptor:
         total, free = self._device_memory(self.device)
-        count, features = self._device_count(), self._declared
+        features = self._declared
         offered = [OPERATIONS[name] for name in self.kernels.names() if name in OPERATIONS]
         peers = Feature.KV_PEER_COPY in features
-        pairs = {(one, other) for one in range(count) for other in range(count) if one != other}
         collectives = list(COLLECTIVES) if Feature.COLLECTIVE in features else []
         return CapabilityDescriptor(
             device_name=self._devices[self.config.device].name,
@@ -122,7 +143,7 @@ class AcceleratorProvider(TorchProvider):
             operations={item.name: self.compute_dtypes for item in offered},
             kv=KVCapability(self.kv_dtypes, ORDERS, PACKINGS, alignment=memory.MAX_ALIGNMENT),
             devices=tuple(replace(item, facts=dict(item.facts)) for item in self._devices),
-            peer_access=frozenset(pairs) if peers else frozenset(),
+            peer_access=self._peers if peers else frozenset(),
             flush_subnormals=self.flush_subnormals,
             versions={"torch": torch.__version__},
         )
@@ -140,6 +161,8 @@ class AcceleratorProvider(TorchProvider):
     def _allocate(self, nbytes: int, place: Place, alignment: int) -> torch.Tensor:
         on_host = place.location == HOST
         self._used.add(place.device)
+        if on_host and nbytes >= registration.FROM and nbytes & (nbytes - 1) and self._registers():
+            return self._registrations.allocate(nbytes, max(alignment, memory.ALIGNMENT))
         return memory.allocate(
             nbytes,
             torch.device("cpu" if on_host else place.device),
@@ -147,6 +170,17 @@ class AcceleratorProvider(TorchProvider):
             pinned=on_host and Feature.PINNED_MEMORY in self._declared,
             alignment=max(alignment, memory.ALIGNMENT),
         )
+
+    def _registers(self) -> bool:
+        return {Feature.HOST_REGISTER, Feature.PINNED_MEMORY} <= self._declared
+
+    @functools.cached_property
+    def _registrations(self) -> Registrations:
+        assert self.registrar is not None
+        return Registrations(self.registrar, self._synchronize)
+
+    def _register_host_memory(self, array: npt.NDArray[Any]) -> AbstractContextManager[None]:
+        return self._registrations.context(array)
 
     def _allocate_charged(self, nbytes: int, place: Place) -> torch.Tensor:
         ledger = self._ledgers.of(self._account(place))

@@ -13,6 +13,7 @@ import torch
 from sagellm_backend.capability import CapabilityDescriptor
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.cuda import attention, startup
+from sagellm_backend.cuda.memory import RuntimeRegistrar
 from sagellm_backend.dtypes import DType
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support import kernels
@@ -32,6 +33,7 @@ class CUDAProvider(AcceleratorProvider):
     device_type = "cuda"
     module: ClassVar[Any] = torch.cuda
     comm_backend = "nccl"
+    registrar = RuntimeRegistrar()
     build: ClassVar[str] = "cuda"
     """What torch must have been built for: ``cuda`` or ``hip``."""
 
