@@ -1,13 +1,97 @@
-"""Builder of the ``ascend`` backend. This release has no provider behind it."""
+"""Huawei's NPUs as a backend, by torch_npu.
+
+Written against torch_npu 2.13 and its schemas; it has not run on such hardware yet. Made by
+:func:`sagellm_backend.ascend.startup.create_ascend_backend`, which imports torch_npu first.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, TypeAlias
 
-from sagellm_backend.ascend.spec import NEXT_STEP, NO_PROVIDER
-from sagellm_backend.errors import CapabilityError
+from sagellm_backend import frameworks
+from sagellm_backend.ascend import attention, attention_310p, kernels, npu, soc, startup
+from sagellm_backend.capability import CapabilityDescriptor, Feature
+from sagellm_backend.config import ProviderConfig
+from sagellm_backend.dtypes import DType
+from sagellm_backend.ops.dispatch import KernelTable
+from sagellm_backend.torch_support.accelerator import AcceleratorProvider
+
+Config: TypeAlias = "Mapping[str, Any] | ProviderConfig | None"
 
 
-def create_ascend_backend(config: Any = None) -> NoReturn:  # noqa: ARG001 - v0.1's signature
-    """Refuse with :class:`CapabilityError`."""
-    raise CapabilityError("provider", "ascend", f"{NO_PROVIDER}.", hint=NEXT_STEP)
+class AscendProvider(AcceleratorProvider):
+    """Every operation on an NPU, in fp32, fp16 and bf16; the vendor's operators where they fit.
+
+    KV blocks have 128 tokens, indices are int32. Streams have no priorities. Graphs are not
+    offered: attention takes its lengths from the host, and a replay would have to be told them.
+
+    Making one starts the driver and a context on its device. Raises :class:`UnavailableError` with
+    what is wrong there and what to do, :class:`OutOfMemoryError` where the device is full.
+    """
+
+    name = "ascend"
+    device_type = "npu"
+    module: ClassVar[Any] = npu
+    comm_backend = "hccl"
+    kv_dtypes: ClassVar[tuple[DType, ...]] = (DType.FP16, DType.BF16, DType.FP32, DType.INT8)
+    withheld: ClassVar[frozenset[Feature]] = frozenset({Feature.GRAPH, Feature.STREAM_PRIORITY})
+
+    def __init__(self, config: Config = None) -> None:
+        parsed = _parse(config)
+        self.family = startup.begin(self.module)
+        super().__init__(parsed)
+        startup.occupy(self.module, self.device)
+
+    def _register_kernels(self, table: KernelTable) -> None:
+        super()._register_kernels(table)
+        for operation, (kernel, limits) in offers(self.family).items():
+            supports, on_device = self._limited(limits), self._on_device(kernel)
+            table.register(operation, on_device, name="npu", priority=10, supports=supports)
+
+    def _limited(self, limits: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        def supports(**static: Any) -> list[str]:
+            return [*self._supports(**static), *limits(**static)]
+
+        return supports
+
+    def _capability(self) -> CapabilityDescriptor:
+        found = super()._capability()
+        found.compute_capability = self.family.name
+        found.kv = replace(found.kv, block_sizes=(soc.BLOCK_SIZE,))
+        version = frameworks.version_of("torch_npu")
+        if version:
+            found.versions["torch_npu"] = version
+        return found
+
+
+class AscendFP16Provider(AscendProvider):
+    """The same on chips without bf16: 310P and the first 910."""
+
+    compute_dtypes = (DType.FP32, DType.FP16)
+    kv_dtypes: ClassVar[tuple[DType, ...]] = (DType.FP16, DType.FP32, DType.INT8)
+
+
+def create(config: Config = None) -> AscendProvider:
+    """A new provider of the class that the chip asks for; torch_npu is imported already."""
+    family = startup.begin(npu)
+    kind = AscendProvider if DType.BF16 in family.dtypes else AscendFP16Provider
+    return kind(config)
+
+
+def offers(family: soc.Family) -> dict[str, kernels.Offer]:
+    """The operations that the vendor's operators compute on a family."""
+    found = dict(kernels.KERNELS_310P if family.nz_cache else kernels.KERNELS)
+    chosen = attention_310p if family.nz_cache else attention
+    found["attention"] = (chosen.attention, chosen.limits)
+    return {name: offer for name, offer in found.items() if name in family.fused}
+
+
+def _parse(config: Config) -> ProviderConfig:
+    """Settings; v0.1's blocks are of the size that pools have here unless the caller says else."""
+    parsed = ProviderConfig.parse(config)
+    given = isinstance(config, ProviderConfig) or "kv_layout" in (config or {})
+    if given:
+        return parsed
+    return replace(parsed, kv_layout=replace(parsed.kv_layout, block_size=soc.BLOCK_SIZE))

@@ -1,0 +1,28 @@
+"""``torch.npu`` as the device module of a provider: what is here goes before what is there.
+
+Importing this needs torch alone; its names need torch_npu.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Stream:
+    """Makes streams of ``torch.npu``, which take a priority and ignore it.
+
+    Their ``priority_range()`` raises, so that this has none.
+    """
+
+    def __new__(cls, device: torch.device | None = None) -> Any:
+        """A new stream of ``device``."""
+        return torch.npu.Stream(device=device)  # type: ignore[attr-defined] # by torch_npu
+
+    query: Any = None
+    """Streams answer without waiting."""
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(torch.npu, name)  # type: ignore[attr-defined] # by torch_npu

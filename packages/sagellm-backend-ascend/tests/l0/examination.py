@@ -1,0 +1,89 @@
+"""What the tests of L0 ask of a provider."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sagellm_backend import KVLayout
+from sagellm_backend.conformance.operations import Finding, examine_operations, judge
+from sagellm_backend.kv.layout import ORDERS, PACKINGS
+from sagellm_backend.ops import operation
+from sagellm_backend.ops.attention_cases import _random
+
+CHIPS = {"A2": 222, "A3": 252, "310P": 202, "910": 101, "950": 260, "unknown": 999}
+"""One SoC version of each family."""
+
+
+def operation_findings(backend, names):
+    """The cases of the table."""
+    return examine_operations(backend, operations=names)
+
+
+def attention_cases(dtype):
+    """Blocks of 128 and heads of 128, which the table's cases do not have."""
+    rng = np.random.default_rng(5)
+    edges = [1, 127, 128, 129, 300]
+    for label, query, kv, heads, block, options in (
+        ("decode", [1] * 5, edges, (8, 2, 128), 128, {}),
+        ("decode-heads-64", [1] * 3, [128, 7, 256], (4, 4, 64), 128, {}),
+        ("decode-window", [1, 1], [200, 5], (4, 2, 128), 128, {"window": 64}),
+        ("chunk", [3, 130, 1], [131, 130, 300], (4, 2, 128), 128, {}),
+        ("chunk-bidirectional", [3, 9], [131, 9], (2, 2, 128), 128, {"causal": False}),
+        ("prompt", [5, 17, 1], [5, 17, 1], (4, 2, 128), None, {}),
+        ("prompt-longer-keys", [5, 17], [9, 17], (4, 1, 128), None, {}),
+        ("prompt-bidirectional", [5, 17], [5, 17], (2, 2, 128), None, {"causal": False}),
+        ("prompt-softcap", [9], [9], (2, 2, 128), None, {"softcap": 4.0}),
+    ):
+        yield _random(rng, dtype, label, query, kv, heads, block, **options)
+
+
+def attention_findings(backend):
+    """The cases above, by the kernel that dispatch chooses with all that is known."""
+    target, found = operation("attention"), []
+    for dtype in backend.compute_dtypes:
+        for case in attention_cases(dtype):
+            arguments = target.bind((), case)
+            try:
+                kernel = backend.get_kernel("attention", **target.statics_of(arguments))
+                result = judge(backend, target, kernel, arguments, dtype)
+            except Exception as error:  # noqa: BLE001 - it is what was found
+                found.append(
+                    Finding("attention", dtype.value, case.label, False, detail=str(error))
+                )
+                continue
+            found.append(
+                Finding("attention", dtype.value, case.label, result.passed, detail=result.detail)
+            )
+    return found
+
+
+def pool_findings(backend):
+    """Writes into pools of every order and packing, and decodes from them."""
+    for dtype in backend.compute_dtypes:
+        for order in ORDERS:
+            for packing in PACKINGS:
+                layout = KVLayout(1, 2, 128, 128, dtype, order=order, packing=packing)
+                with backend.kv_pool(layout, 3) as pool:
+                    problem = _write_and_read(backend, pool, dtype)
+                label = f"pool-{order}-{packing}"
+                yield Finding("kv_write", dtype.value, label, not problem, detail=problem)
+
+
+def _write_and_read(backend, pool, dtype):
+    rng = np.random.default_rng(9)
+    slots = np.array([2 * 128 + 5, -1, 0, 127], np.int64)
+    new = rng.standard_normal((4, 2, 128)).astype(dtype.numpy)
+    wanted = np.zeros((3, 128, 2, 128), dtype.numpy)
+    caches = pool.key_cache(0), pool.value_cache(0)
+    for cache in caches:
+        cache.zero_()
+    arrays = (backend.from_numpy(item) for item in (new, -new))
+    try:
+        backend.get_kernel("kv_write")(*arrays, *caches, backend.from_numpy(slots))
+    except Exception as error:  # noqa: BLE001 - it is what was found
+        return str(error)
+    wanted[slots[slots >= 0] // 128, slots[slots >= 0] % 128] = new[slots >= 0]
+    for cache, sign in zip(caches, (1, -1), strict=True):
+        if (backend.to_numpy(cache) != sign * wanted).any():
+            return "the cache holds something else"
+    return ""
