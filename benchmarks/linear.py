@@ -86,7 +86,7 @@ def measure(name: str, rows: list[int], args: argparse.Namespace) -> None:
         plain, ours = in_turns(sides, x, args.seconds)
         low, high = RULES[dtype].rows
         rule = RULES[dtype]
-        large = weights[0].numel() >= rule.min_elements and outputs >= rule.min_outputs
+        large = weights[0].numel() >= rule.min_elements and inputs <= rule.max_inputs
         print(
             f"| {args.dtype} | {name} {inputs}x{outputs} | {size} | {1e6 * min(plain):.0f} "
             f"| {weights[0].nbytes / min(plain) / 1e9:.1f} | {min(plain) / min(ours):.2f} "

@@ -14,7 +14,7 @@ from sagellm_backend.cpu.linear import RULES, SMALLEST, PackedLinear
 from sagellm_backend.errors import InvalidArgumentError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-INPUTS, OUTPUTS = 256, 1024
+INPUTS, OUTPUTS = 256, 8192
 # The sum is rounded to the dtype once; fp32 differs by the order of 256 products.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.3e-1}
 
@@ -106,6 +106,10 @@ class TestPacking:
         small = weight_of(dtype, outputs=SMALLEST // INPUTS - 1)
         for _ in range(3):
             kernel(rows(dtype), small)
+        if rule.max_inputs < 1 << 20:
+            wide = weight_of(dtype, inputs=rule.max_inputs + 1)
+            for _ in range(3):
+                kernel(rows(dtype, inputs=rule.max_inputs + 1), wide)
         assert reserved(backend) == before
 
     def test_a_weight_that_needs_a_gradient_gets_it(self, backend):

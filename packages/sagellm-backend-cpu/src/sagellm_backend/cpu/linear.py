@@ -31,15 +31,15 @@ class Rule(NamedTuple):
 
     rows: tuple[int, int]
     min_elements: int
-    min_outputs: int
+    max_inputs: int
 
 
 RULES: dict[torch.dtype, Rule] = {
-    torch.float32: Rule((4, 32), 1 << 18, 1024),
-    torch.float16: Rule((2, 16), 1 << 16, 1),
-    torch.bfloat16: Rule((1, 128), 1 << 16, 1),
+    torch.float32: Rule((4, 32), 1 << 21, 1 << 30),
+    torch.float16: Rule((2, 16), 1 << 16, 1024),
+    torch.bfloat16: Rule((1, 128), 1 << 16, 2048),
 }
-"""The measured crossovers by dtype; everywhere else ``F.linear`` is as fast or faster."""
+"""By dtype, where packing was measured to gain enough to be worth a second copy of the weight."""
 
 SMALLEST = min(rule.min_elements for rule in RULES.values())
 """Weights of fewer elements are never looked up."""
@@ -166,7 +166,7 @@ class PackedLinear:
             return
         if weight.layout is not torch.strided or weight.is_inference():
             return
-        if len(weight) < rule.min_outputs or not weight.is_contiguous():
+        if weight.shape[1] > rule.max_inputs or not weight.is_contiguous():
             return
         self._entries[id(weight)] = _Entry(weight, rule, self._entries)
 
