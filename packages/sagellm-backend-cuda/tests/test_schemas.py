@@ -59,6 +59,16 @@ def guard():
         torch.ops.load_library(build.library("cuda_guard.cpp"))
 
 
+@pytest.fixture(autouse=True)
+def pageable(monkeypatch):
+    """Fakes cannot be pinned: the way of a torch without pinned memory is taken."""
+
+    def refuse(tensor):
+        raise RuntimeError("no pinned memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+
+
 def module(count=1, capability=(9, 0)):
     """What of torch.cuda is asked for without a driver."""
     return types.SimpleNamespace(

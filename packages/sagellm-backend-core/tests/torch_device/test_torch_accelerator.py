@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import types
 from dataclasses import replace
 
@@ -18,7 +19,9 @@ from sagellm_backend.errors import (
     CapabilityError,
     InvalidArgumentError,
     OutOfMemoryError,
+    UnavailableError,
 )
+from sagellm_backend.torch_support import step
 
 MODULE = simdev.module
 
@@ -264,3 +267,38 @@ def test_events_measure_what_lies_between(backend):
     assert end.query()
     with pytest.raises(InvalidArgumentError, match="after this one"):
         start.elapsed_ms(end)
+
+
+@pytest.mark.parametrize("query", [[1, 1], [2, 1]], ids=["decode", "prefill"])
+def test_metadata_is_made_without_waiting_for_the_device(backend, query):
+    backend.synchronize()
+    MODULE.sleep(500)
+    began = time.monotonic()
+    metadata = backend.attention_metadata(query, [5, 3], [[0, 1], [2]], 4)
+    assert time.monotonic() - began < 0.4
+    assert not MODULE.current_stream(0).query()
+    assert step.prepare(metadata, torch.device("simdev:0")).table.tolist() == [[0, 1], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("CUDA error: device-side assert triggered", True),
+        ("CUDA error: uncorrectable ECC error encountered", True),
+        ("HIP error: unspecified launch failure", True),
+        ("something else", False),
+    ],
+)
+def test_a_device_that_is_lost_during_work_says_what_to_do(make, said, lost):
+    def synchronize(device):
+        raise RuntimeError(said)
+
+    module = module_without()
+    backend = make(module=module)
+    module.synchronize = synchronize
+    with pytest.raises(UnavailableError) as caught:
+        backend.synchronize()
+    assert said in caught.value.message
+    assert ("start another" in (caught.value.hint or "")) is lost
+    module.synchronize = MODULE.synchronize

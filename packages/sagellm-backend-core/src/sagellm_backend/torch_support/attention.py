@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.ops.statics import boolean, positive_int, positive_real
+from sagellm_backend.torch_support.memory import to_device
 from sagellm_backend.torch_support.misuse import FLOATING, MisuseError
 
 BLOCKS = "torch.block_table"
@@ -20,7 +22,7 @@ def prepare(metadata: AttentionMetadata, device: torch.device) -> None:
     """Put on the device what :func:`attention` reads of the metadata."""
     if metadata.block_table is None:
         return
-    table = torch.from_numpy(metadata.block_table.copy()).to(device, torch.int64)
+    table = to_device(torch.from_numpy(metadata.block_table.astype(np.int64)), device)
     counts = -(-metadata.kv_lens // metadata.block_size)
     metadata.native[BLOCKS] = [
         row[:count] for row, count in zip(table, counts.tolist(), strict=True)

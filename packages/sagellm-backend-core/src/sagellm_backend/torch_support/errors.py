@@ -11,6 +11,27 @@ from sagellm_backend.errors import BackendError, OutOfMemoryError, UnavailableEr
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
+# What CUDA, HIP and CANN say when nothing of this process can use the device any more.
+_LOST = (
+    "illegal memory access",
+    "illegal address",
+    "misaligned address",
+    "device-side assert",
+    "launch failure",
+    "launch timed out",
+    "uncorrectable ecc",
+    "hardware error",
+    "hardware exception",
+    "device is lost",
+    "gpu is lost",
+    "fallen off the bus",
+    "device has been removed",
+)
+_RESTART = (
+    "The device is lost to this process: end it and start another. `dmesg` shows the driver's "
+    "report; for a fault of a kernel, run again with CUDA_LAUNCH_BLOCKING=1 or its like."
+)
+
 
 @contextmanager
 def check(operation: str, device: str, requested: int = 0) -> Iterator[None]:
@@ -22,9 +43,11 @@ def check(operation: str, device: str, requested: int = 0) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(operation, device, requested, error) from error
     except RuntimeError as error:
-        if any(phrase in str(error).lower() for phrase in _NO_MEMORY):
+        said = str(error).lower()
+        if any(phrase in said for phrase in _NO_MEMORY):
             raise _out_of_memory(operation, device, requested, error) from error
-        raise UnavailableError(f"{operation} failed on {device}: {error}") from error
+        hint = _RESTART if any(phrase in said for phrase in _LOST) else None
+        raise UnavailableError(f"{operation} failed on {device}: {error}", hint=hint) from error
 
 
 def _out_of_memory(

@@ -87,6 +87,20 @@ def can_pin() -> bool:
         return False
 
 
+def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on ``device`` in the order of its current stream.
+
+    The host does not wait for it where memory can be pinned; ``host`` may be changed at once.
+    """
+    if device.type == "cpu":
+        return host.clone()
+    try:
+        pinned = host.pin_memory()
+    except RuntimeError:
+        return host.to(device)
+    return pinned.to(device, non_blocking=True)
+
+
 def _take(nbytes: int, device: torch.device, info: MemoryInfo, pinned: bool) -> torch.Tensor:
     try:
         with check("allocation", str(device), nbytes):

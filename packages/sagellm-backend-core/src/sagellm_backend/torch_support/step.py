@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.torch_support import memory
 
 KEY = "torch.step"
 """Where a metadata's ``native`` keeps its :class:`Step`."""
@@ -40,7 +41,7 @@ def _make(metadata: AttentionMetadata, device: torch.device) -> Step:
         parts.append(table.clip(0).ravel())
     # One copy for all: each costs more than what it carries.
     sizes = [len(part) for part in parts]
-    tensors = torch.from_numpy(np.concatenate(parts)).to(device).split(sizes)
+    tensors = memory.to_device(torch.from_numpy(np.concatenate(parts)), device).split(sizes)
     cu_query, cu_kv, kv_lens, *rest = tensors
     return Step(cu_query, cu_kv, kv_lens, rest[0].view(table.shape) if table is not None else None)
 
