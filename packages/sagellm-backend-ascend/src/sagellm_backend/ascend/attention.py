@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sagellm_backend.ascend.kernels import check_devices
 from sagellm_backend.ascend.soc import BLOCK_SIZE
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.dtypes import DType
@@ -82,6 +83,7 @@ def attention(
     softcap: float | None = None,
 ) -> Tensor:
     plain.check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
+    check_devices(q, k, v)
     unfit = limits(
         DType.parse(q.dtype),
         metadata.mode,

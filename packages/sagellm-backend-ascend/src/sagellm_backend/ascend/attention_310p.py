@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sagellm_backend.ascend.kernels import check_devices
 from sagellm_backend.ascend.soc import BLOCK_SIZE
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.dtypes import DType
@@ -70,6 +71,7 @@ def attention(
     softcap: float | None = None,
 ) -> Tensor:
     plain.check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
+    check_devices(q, k, v)
     unfit = limits(
         DType.parse(q.dtype), metadata.mode, q.shape[2], metadata.block_size, window, softcap
     )

@@ -138,17 +138,28 @@ def _is_matrix(x: Tensor) -> bool:
     return 2 <= x.dim() <= 8 and x.numel() > 0
 
 
+def check_devices(first: Tensor, *others: Tensor) -> None:
+    """Refuse arrays of two devices, which the vendor's operators need not notice."""
+    if any(other.device != first.device for other in others):
+        raise RuntimeError(
+            f"arrays on {', '.join(str(item.device) for item in (first, *others))}: one call takes "
+            "those of one device"
+        )
+
+
 def _check_norm(x: Tensor, weight: Tensor, eps: float) -> None:
     if x.dtype is not weight.dtype or x.dtype not in FLOATING or bad_eps(eps):
         raise MisuseError
     if weight.dim() != 1 or not weight.numel() or x.shape[-1:] != weight.shape:
         raise MisuseError
+    check_devices(x, weight)
 
 
 def _check_pair(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
     if x.shape != residual.shape or x.dtype is not residual.dtype:
         raise MisuseError
     _check_norm(x, weight, eps)
+    check_devices(x, residual)
 
 
 def _check_gate(x: Tensor) -> None:
@@ -167,6 +178,7 @@ def _check_rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, style:
         raise MisuseError
     if cos_sin.shape[1] > q.shape[2] or cos_sin.shape[1] % 2 or style not in _MODES:
         raise MisuseError
+    check_devices(q, k, positions, cos_sin)
 
 
 def _check_write(
@@ -182,6 +194,7 @@ def _check_write(
         raise MisuseError
     if not key_cache.shape[1]:
         raise MisuseError
+    check_devices(key, value, key_cache, value_cache, slots)
 
 
 Offer = tuple[Callable[..., Any], Callable[..., list[str]]]

@@ -18,6 +18,8 @@ from sagellm_backend.dtypes import DType
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support.accelerator import AcceleratorProvider
 
+_INDICES = (DType.INT32, DType.INT64)
+
 Config: TypeAlias = "Mapping[str, Any] | ProviderConfig | None"
 
 
@@ -43,6 +45,9 @@ class AscendProvider(AcceleratorProvider):
         self.family = startup.begin(self.module)
         super().__init__(parsed)
         startup.occupy(self.module, self.device)
+
+    def _array_dtypes(self) -> tuple[DType, ...]:
+        return tuple(dict.fromkeys((*self.compute_dtypes, *self.kv_dtypes, *_INDICES)))
 
     def _register_kernels(self, table: KernelTable) -> None:
         super()._register_kernels(table)
