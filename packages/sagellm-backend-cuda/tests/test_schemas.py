@@ -25,6 +25,7 @@ from sagellm_backend.cuda import attention as cuda_attention
 from sagellm_backend.cuda import startup
 from sagellm_backend.cuda.provider import CUDAProvider, DCUProvider
 from sagellm_backend.dtypes import DType
+from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.torch_support import attention as plain_attention
 from sagellm_backend.torch_support import device_kernels, kernels, sampling, step
@@ -42,6 +43,7 @@ ELSEWHERE = {
     (kernels, "register"): "calls no operator",
     (step, "misfit"): "compares on the host",
     (step, "overwrite"): "test_graphs_update_their_step",
+    (device_kernels, "require_one_device"): "calls no operator",
     (cuda_attention, "_find"): "runs at import",
     (cuda_attention, "shortfalls"): "calls no operator",
     (cuda_attention, "make"): "calls no operator",
@@ -373,6 +375,15 @@ class TestFlash:
             cache = wide((2, 256, 2, 8))
             cuda_attention.make((9, 0))(wide((1, 4, 8)), cache, cache, metadata, scale=0.5)
         assert (seen[0][4] is not None) is given
+
+    @pytest.mark.parametrize("moved", [0, 1, 2])
+    def test_caches_of_another_device_are_refused(self, moved):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            metadata = AttentionMetadata.build([1], [9], [[0]], 256)
+            arrays = [wide((1, 4, 8)), wide((2, 256, 2, 8)), wide((2, 256, 2, 8))]
+            arrays[moved] = torch.empty_like(arrays[moved], device="cuda:1")
+            with pytest.raises(InvalidArgumentError, match="cuda:1"):
+                cuda_attention.make((9, 0))(*arrays, metadata, scale=0.5)
 
     def test_host_tensors_are_refused(self):
         from sagellm_backend.torch_support.misuse import MisuseError

@@ -13,6 +13,7 @@ import torch
 
 from sagellm_backend import DType, KVLayout
 from sagellm_backend.errors import DeadlineExceededError, InvalidArgumentError, KVTransferError
+from sagellm_backend.torch_support.device_kv import _word
 
 MODULE = simdev.module
 BUSY_MS = 600
@@ -207,3 +208,29 @@ def test_a_fresh_pool_is_done_with_what_its_memory_was_before(backend, layout):
     stream.synchronize()
     backend.synchronize()
     assert pool.key_cache(0).eq(1).all().item()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "word"),
+    [
+        (DType.BF16, 8, torch.int64),
+        (DType.FP8, 8, torch.int64),
+        (DType.FP8, 4, torch.int32),
+        (DType.INT8, 6, torch.int16),
+        (DType.INT8, 3, torch.uint8),
+        (DType.FP16, 3, torch.int16),
+    ],
+)
+def test_copies_move_the_widest_words_that_pages_divide_into(backend, dtype, dim, word):
+    layout = KVLayout(2, 1, dim, block_size=1, dtype=dtype, alignment=1)
+    source, target = backend.kv_pool(layout, 3), backend.kv_pool(layout, 3)
+    for pool in (source, target):
+        pool.alloc(3)
+    assert _word(source.pages, target.pages) is word
+    bits = np.arange(source.pages.numel()).astype(dtype.numpy)
+    source.pages.copy_(backend.from_numpy(bits).view(source.pages.shape))
+    backend.kv_copy_plan(source, target).copy([0, 2], [1, 0]).wait()
+    wanted = bits.reshape(source.pages.shape)
+    copied = backend.to_numpy(target.pages)
+    assert copied[:, 1].tobytes() == wanted[:, 0].tobytes()
+    assert copied[:, 0].tobytes() == wanted[:, 2].tobytes()

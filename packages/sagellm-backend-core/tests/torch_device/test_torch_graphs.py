@@ -253,3 +253,18 @@ def test_kv_write_skips_without_a_look_at_the_slots(backend, slots):
             cache[slot // 4, slot % 4] = row
     for written in caches:
         assert backend.to_numpy(written).tobytes() == cache.tobytes()
+
+
+@pytest.mark.parametrize("moved", range(5))
+def test_kv_write_refuses_arrays_of_two_devices_and_writes_nothing(backend, moved):
+    shapes = [(2, 2, 4), (2, 2, 4), (2, 4, 2, 4), (2, 4, 2, 4)]
+    arrays = [np.full(shape, number, np.float32) for number, shape in enumerate(shapes)]
+    arrays.append(np.array([0, 5], np.int64))
+    given = [
+        backend.from_numpy(array, "simdev:1" if number == moved else "device")
+        for number, array in enumerate(arrays)
+    ]
+    with pytest.raises(InvalidArgumentError, match="simdev:1"):
+        backend.get_kernel("kv_write")(*given)
+    for array, kept in zip(arrays, given, strict=True):
+        assert backend.to_numpy(kept).tobytes() == array.tobytes()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support import kernels, step
 from sagellm_backend.torch_support.misuse import FLOATING, INDEX, MisuseError
@@ -32,6 +33,7 @@ def kv_write(
         raise MisuseError
     if not key_cache.shape[1]:
         raise MisuseError
+    require_one_device("kv_write", key, value, key_cache, value_cache, slots)
     if not (slots.numel() and key_cache.shape[0]):
         return
     # Tokens to be skipped repeat the write of one that is kept, or what stands in slot 0 already:
@@ -45,6 +47,16 @@ def kv_write(
     for new, cache in ((key, key_cache), (value, value_cache)):
         repeated = torch.where(none_kept, cache[0, 0], new.index_select(0, donor))
         cache.index_put_(place, torch.where(skipped, repeated, new))
+
+
+def require_one_device(operation: str, first: Tensor, *others: Tensor) -> None:
+    """Refuse tensors of several devices, before anything is written or read across them."""
+    for other in others:
+        if other.device != first.device:
+            raise InvalidArgumentError(
+                f"{operation}: arrays lie on {first.device} and on {other.device}.",
+                hint="Move them to one device first.",
+            )
 
 
 def attention(

@@ -33,6 +33,7 @@ class DeviceKVCopyPlan(TorchKVCopyPlan):
         on_device = [end for end in ends if end.location == "device"]
         self._device = torch.device((on_device or ends)[0].device)
         self._strided = len(on_device) == len(ends) and source.device == target.device
+        self._word = _word(self.source.pages, self.target.pages)
 
     def _copy(self, sources: Ids, targets: Ids, stream: Stream | None) -> Transfer:
         nbytes = sources.size * self.source.layout.page_bytes
@@ -56,10 +57,11 @@ class DeviceKVCopyPlan(TorchKVCopyPlan):
         """One strided copy for each run on one device; else flat ones, which may run by DMA."""
         writes: list[torch.Tensor] = []
         reads: list[torch.Tensor] = []
+        source, target = self.source.pages.view(self._word), self.target.pages.view(self._word)
         for first, last in runs(sources, targets):
             length = last - first
-            read = self.source.pages.narrow(1, int(sources[first]), length)
-            write = self.target.pages.narrow(1, int(targets[first]), length)
+            read = source.narrow(1, int(sources[first]), length)
+            write = target.narrow(1, int(targets[first]), length)
             reads += [read] if self._strided else read.unbind()
             writes += [write] if self._strided else write.unbind()
         torch._foreach_copy_(writes, reads, non_blocking=True)
@@ -98,6 +100,19 @@ class DeviceKVCopyPlan(TorchKVCopyPlan):
             raise KVTransferError(
                 f"Copying {blocks} KV blocks {self.direction} failed: {error}", blocks=blocks
             ) from error
+
+
+def _word(*pages: torch.Tensor) -> torch.dtype:
+    """The widest integers that pages divide into: a copy kernel moves one of them at a time."""
+    for word in (torch.int64, torch.int32, torch.int16):
+        if all(_divides(word.itemsize, one) for one in pages):
+            return word
+    return torch.uint8
+
+
+def _divides(size: int, pages: torch.Tensor) -> bool:
+    starts = pages.storage_offset() * pages.itemsize
+    return not (pages.shape[2] * pages.itemsize % size or starts % size)
 
 
 class EventTransfer(Transfer):

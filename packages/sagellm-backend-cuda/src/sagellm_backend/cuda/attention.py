@@ -92,6 +92,7 @@ def make(capability: tuple[int, int]) -> Callable[..., Tensor]:
         if not _fits(q, k, v, metadata, softcap, capability):
             return device_kernels.attention(q, k, v, metadata, scale=scale, **options)
         plain.check(q, k, v, metadata, scale=scale, **options)
+        device_kernels.require_one_device("attention", q, k, v)  # the kernels do not look
         return _flash(q, k, v, metadata, scale, causal, window)
 
     return attention
