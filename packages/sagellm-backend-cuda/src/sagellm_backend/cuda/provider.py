@@ -12,8 +12,9 @@ import torch
 
 from sagellm_backend.capability import CapabilityDescriptor
 from sagellm_backend.config import ProviderConfig
-from sagellm_backend.cuda import attention, startup
+from sagellm_backend.cuda import attention, startup, telemetry
 from sagellm_backend.cuda.memory import RuntimeRegistrar
+from sagellm_backend.cuda.telemetry import Telemetry
 from sagellm_backend.dtypes import DType
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support import kernels
@@ -42,6 +43,11 @@ class CUDAProvider(AcceleratorProvider):
         startup.begin(self.module, self.build, self.name)
         super().__init__(parsed)
         startup.occupy(self.module, self.device, self.build, self.name)
+
+    def telemetry(self, device: str | None = None) -> Telemetry:
+        """What a device measures of itself; see :func:`.telemetry.read`. The default one if None."""
+        where = self.torch_device("device" if device is None else device)
+        return telemetry.read(self.module, str(where), self.name)
 
     def _compute_capability(self) -> tuple[int, int]:
         major, minor = self.module.get_device_capability(torch.device(self.device))
