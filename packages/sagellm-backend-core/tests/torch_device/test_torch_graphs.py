@@ -20,6 +20,7 @@ from sagellm_backend.errors import (
     OutOfMemoryError,
     UnavailableError,
 )
+from sagellm_backend.torch_support import device_kernels
 
 MODULE = simdev.module
 
@@ -268,3 +269,24 @@ def test_kv_write_refuses_arrays_of_two_devices_and_writes_nothing(backend, move
         backend.get_kernel("kv_write")(*given)
     for array, kept in zip(arrays, given, strict=True):
         assert backend.to_numpy(kept).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("room", [1, 300, 1 << 28])
+def test_decode_gathers_no_more_than_it_has_room_for(backend, monkeypatch, room):
+    rng = np.random.default_rng(5)
+    query, cache = rng.standard_normal((5, 4, 8)), rng.standard_normal((2, 6, 4, 2, 8))
+    q, k, v = (backend.from_numpy(one.astype(np.float32)) for one in (query, *cache))
+    table = [[0, 1], [2, -1], [3, 4], [5, -1], [1, 0]]
+    metadata = backend.attention_metadata([1] * 5, [8, 3, 5, 4, 7], table, 4)
+    kernel = backend.get_kernel("attention")
+    wanted = backend.to_numpy(kernel(q, k, v, metadata, scale=0.4))
+    taken, select = [], torch.Tensor.index_select
+    monkeypatch.setattr(
+        torch.Tensor,
+        "index_select",
+        lambda one, dim, index: taken.append(index.numel()) or select(one, dim, index),
+    )
+    monkeypatch.setattr(device_kernels, "GATHERED", room)
+    got = backend.to_numpy(kernel(q, k, v, metadata, scale=0.4))
+    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+    assert max(taken) * k[0].numel() * 4 <= max(room, 2 * k[0].numel() * 4)

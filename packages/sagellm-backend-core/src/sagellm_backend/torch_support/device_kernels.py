@@ -19,6 +19,9 @@ from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support import kernels, step
 from sagellm_backend.torch_support.misuse import FLOATING, INDEX, MisuseError
 
+GATHERED = 1 << 28
+"""Bytes of keys, and as many of values, that :func:`paged_decode` gathers at a time."""
+
 
 def kv_write(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
@@ -90,14 +93,34 @@ def paged_decode(
     """One token of each sequence against its blocks, all of the table's width, the rest masked.
 
     Its launches depend on shapes alone, so a graph of it serves any lengths that the table holds.
+    So many sequences are gathered at a time as :data:`GATHERED` has room for.
     """
     assert now.table is not None
+    each = now.table.shape[1] * k[0].numel() * k.itemsize
+    rows = max(1, GATHERED // each)
+    parts = [
+        _decode(*some, k, v, scale, window, softcap)
+        for some in zip(q.split(rows), now.table.split(rows), now.kv_lens.split(rows), strict=True)
+    ]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _decode(
+    q: Tensor,
+    table: Tensor,
+    kv_lens: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
     batch, heads, dim = q.shape
     size, kv_heads = k.shape[1:3]
-    length = now.table.shape[1] * size
-    blocks = now.table.flatten()
+    length = table.shape[1] * size
+    blocks = table.flatten()
     position = torch.arange(length, device=q.device)
-    lengths = now.kv_lens.unsqueeze(1)
+    lengths = kv_lens.unsqueeze(1)
     used = position < lengths
     # Free slots may hold NaN, which no mask stops: they are taken as 0.
     zeroed = used.view(batch, length, 1, 1)
