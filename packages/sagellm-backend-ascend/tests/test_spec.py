@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from sagellm_backend import DType, frameworks
+from sagellm_backend import DType, discovery, frameworks
 from sagellm_backend.ascend.spec import SPEC, probe
+from sagellm_backend.cli import main
 from sagellm_backend.frameworks import TorchBuild
 from sagellm_backend.spec import ProbeState
 
@@ -198,3 +201,28 @@ def test_probing_imports_no_framework_and_changes_no_variable():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "missing", "command"),
+    [
+        ({"npu": None}, "torch_npu is not installed", "pip install torch_npu==2.13.0.*"),
+        ({"torch": None}, "torch is not installed", "pip install torch"),
+        ({"environ": {}}, "CANN is not set up", "source /usr/local/Ascend/"),
+    ],
+)
+def test_doctor_names_the_missing_piece_and_the_command(
+    machine, monkeypatch, capsys, change, missing, command
+):
+    machine.add_nodes(1)
+    for name, value in change.items():
+        setattr(machine, name, value)
+    spec = replace(SPEC, probe=machine.probe)
+    monkeypatch.setattr("sagellm_backend.ascend.spec.SPEC", spec)
+    monkeypatch.setattr(discovery, "_cache", {})
+    status = main(["doctor", "--json"])
+    said = json.loads(capsys.readouterr().out)["problems"]
+    (problem,) = [item for item in said if item["what"].startswith("ascend")]
+    assert status in (0, 1)
+    assert missing in problem["what"]
+    assert command in problem["remedy"]

@@ -31,6 +31,7 @@ def test_the_class_follows_the_chip(make, chip):
     capability = backend.capability()
     assert capability.provider == "ascend"
     assert capability.compute_capability == chip
+    assert {item.facts["family"] for item in capability.devices} == {chip}
     assert (DType.BF16 in capability.supported_dtypes) == (not half)
     assert capability.versions["torch_npu"] == torch.__version__
 

@@ -65,6 +65,10 @@ class AscendProvider(AcceleratorProvider):
         found = super()._capability()
         found.compute_capability = self.family.name
         found.kv = replace(found.kv, block_sizes=(soc.BLOCK_SIZE,))
+        found.devices = tuple(
+            replace(item, facts={**item.facts, "family": self.family.name})
+            for item in found.devices
+        )
         version = frameworks.version_of("torch_npu")
         if version:
             found.versions["torch_npu"] = version

@@ -1,0 +1,33 @@
+"""The committed schemas are those of the installed torch_npu, where one is installed and starts."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from sagellm_backend.ascend import startup
+
+SNAPSHOT = Path(__file__).parent / "l0" / "npu_l0" / "schemas.txt"
+LINES = [line for line in SNAPSHOT.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+
+
+def test_every_line_is_a_schema_of_its_own():
+    import torch
+
+    names = {torch._C.parse_schema(line).name for line in LINES}
+    assert len(names) == len(LINES)
+    assert {name.partition("::")[0] for name in names} == {"npu", "atb"}
+
+
+@pytest.mark.skipif(not find_spec("torch_npu"), reason="torch_npu is not installed")
+def test_they_are_what_torch_npu_has():
+    startup.load()
+    import torch
+
+    for line in LINES:
+        wanted = torch._C.parse_schema(line)
+        namespace, _, name = wanted.name.partition("::")
+        found = getattr(getattr(torch.ops, namespace), name).default._schema
+        assert str(found) == str(wanted)
