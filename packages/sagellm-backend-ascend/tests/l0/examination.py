@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from sagellm_backend import KVLayout
+from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.conformance.operations import Finding, examine_operations, judge
 from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import operation
 from sagellm_backend.ops.attention_cases import _random
+from sagellm_backend.ops.cases import Case
 
 CHIPS = {"A2": 222, "A3": 252, "310P": 202, "910": 101, "950": 260, "unknown": 999}
 """One SoC version of each family."""
@@ -35,6 +37,10 @@ def attention_cases(dtype):
         ("prompt-softcap", [9], [9], (2, 2, 128), None, {"softcap": 4.0}),
     ):
         yield _random(rng, dtype, label, query, kv, heads, block, **options)
+    k, v = (rng.standard_normal((2, 128, 2, 128)).astype(dtype.numpy) for _ in range(2))
+    q = rng.standard_normal((2, 4, 128)).astype(dtype.numpy)
+    metadata = AttentionMetadata.build([1, 1], [130, 140], [[0, 1], [0, 1]], 128)
+    yield Case("decode-shared", q=q, k=k, v=v, metadata=metadata, scale=0.1)
 
 
 def attention_findings(backend):

@@ -99,6 +99,7 @@ A2_MISTAKES = [
     (attention, "_NO_MASK, _RIGHT_DOWN_CAUSAL = 0, 3", "_NO_MASK, _RIGHT_DOWN_CAUSAL = 0, 2", "2"),
     (attention, "dtype not in (None, *_HALF)", "False", "neither fp16 nor bf16"),
     (attention, "window is not None", "False", ""),
+    (attention, "_lengths(metadata).blocks <= k.shape[0]", "True", "fewer blocks"),
     (attention, "head_dim != _PREFILL_DIM", "False", "heads of"),
     (attention, "num_key_value_heads=k.shape[2]", "num_key_value_heads=0", ""),
     (attention, "scale=float(scale),\n        input", "input", ""),

@@ -32,11 +32,15 @@ _NO_MASK, _RIGHT_DOWN_CAUSAL = 0, 3  # values of sparse_mode
 
 
 class Lengths(NamedTuple):
-    """Host lists, as the operator takes them: cumulative queries, keys cumulative and per sequence."""
+    """Host lists, as the operator takes them: cumulative queries, keys cumulative and per sequence.
+
+    ``blocks`` are those of all sequences together, shared ones counted once for each.
+    """
 
     cu_query: list[int]
     cu_kv: list[int]
     kv: list[int]
+    blocks: int
 
 
 def limits(
@@ -109,8 +113,7 @@ def _are_readable(k: Tensor, v: Tensor, metadata: AttentionMetadata) -> bool:
         return True
     if not (k.is_contiguous() and v.is_contiguous()) or k.numel() > _MAX_ELEMENTS:
         return False
-    # The operator counts the blocks of all sequences, those that they share included.
-    return int((-(-metadata.kv_lens // BLOCK_SIZE)).sum()) <= k.shape[0]
+    return _lengths(metadata).blocks <= k.shape[0]  # which the operator asks for
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, scale: float) -> Tensor:
@@ -159,7 +162,8 @@ def _lengths(metadata: AttentionMetadata) -> Lengths:
     if found is None:
         kv = metadata.kv_lens.tolist()
         cu_query = metadata.cu_query[1:].tolist()
-        found = metadata.native[_LENGTHS] = Lengths(cu_query, list(accumulate(kv)), kv)
+        blocks = sum(-(-length // BLOCK_SIZE) for length in kv)
+        found = metadata.native[_LENGTHS] = Lengths(cu_query, list(accumulate(kv)), kv, blocks)
     return found
 
 
