@@ -1,7 +1,8 @@
 """The families of Ascend chips, and what each can do.
 
-Numbers are those of ``torch.npu.get_soc_version()`` (torch_npu 2.13, csrc/core/npu/NpuVariables.h)
-and of the PCI bus. This file imports no framework.
+Numbers are those of ``torch.npu.get_soc_version()`` (torch_npu 2.13, csrc/core/npu/NpuVariables.h),
+by which a provider goes. Those of the PCI bus serve the probe alone, and a card that has none of them
+is served all the same. This file imports no framework.
 """
 
 from __future__ import annotations
