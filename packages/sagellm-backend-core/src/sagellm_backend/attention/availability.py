@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sagellm_backend import frameworks
+from sagellm_backend.checks import shown
 from sagellm_backend.errors import InvalidArgumentError
 
 ENGINE = "engine"
@@ -24,21 +25,23 @@ def get_attention_backend_availability(name: str | None = None) -> dict[str, dic
     what is selectable. No framework is imported. Raises :class:`InvalidArgumentError` for a name
     that no backend has.
     """
-    names = BACKENDS if name is None else (_known(name),)
+    names = BACKENDS if name is None else (known(name),)
     return {item: _availability(item) for item in names}
 
 
 def is_attention_backend_available(name: str) -> bool:
     """Whether a backend of this name exists and is selectable."""
-    return name in BACKENDS and bool(_availability(name)["selectable"])
+    return isinstance(name, str) and name in BACKENDS and bool(_availability(name)["selectable"])
 
 
-def _known(name: Any) -> str:
-    if name not in BACKENDS:
+def known(name: Any) -> str:
+    """``name``, or :class:`InvalidArgumentError` if no attention backend has it."""
+    if not isinstance(name, str) or name not in BACKENDS:
         raise InvalidArgumentError(
-            f"No attention backend is named {name!r}.", hint=f"There are {', '.join(BACKENDS)}."
+            f"No attention backend is named {shown(name)}.",
+            hint=f"There are {', '.join(BACKENDS)}.",
         )
-    return str(name)
+    return name
 
 
 def _availability(name: str) -> dict[str, Any]:

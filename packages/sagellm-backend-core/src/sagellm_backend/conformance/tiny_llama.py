@@ -57,6 +57,21 @@ class Story:
         return float(lead.min())
 
 
+def find_weights(
+    rng: np.random.Generator, dtype: DType, length: int, steps: int, margin: float
+) -> tuple[Weights, Story]:
+    """Weights for which a prompt of ``length`` has a story, and that story; see :func:`find_story`.
+
+    There are few prompts of one token: with some weights none of them leads far enough.
+    """
+    for _ in range(100):
+        weights = make_weights(rng, dtype)
+        story = _draw(rng, weights, length, steps, margin)
+        if story:
+            return weights, story
+    raise RuntimeError(f"No weights give a prompt of {length} tokens a lead of {margin}.")
+
+
 def find_story(
     rng: np.random.Generator,
     weights: Weights,
@@ -70,7 +85,21 @@ def find_story(
     No choice in it is closer than ``margin``, so that rounding cannot turn a token: random prompts
     are drawn until one leads so far throughout. Raises :class:`RuntimeError` when none is found.
     """
-    for _ in range(1000):
+    story = _draw(rng, weights, length, steps, margin, prefix)
+    if story is None:
+        raise RuntimeError(f"No prompt of {length} tokens leads by {margin} in {steps} choices.")
+    return story
+
+
+def _draw(
+    rng: np.random.Generator,
+    weights: Weights,
+    length: int,
+    steps: int,
+    margin: float,
+    prefix: Sequence[int] = (),
+) -> Story | None:
+    for _ in range(100 if length == 1 else 1000):
         drawn = rng.integers(0, VOCABULARY, (8, length))
         drawn[:, : len(prefix)] = prefix
         tried = [Story(prompt) for prompt in drawn.tolist()]
@@ -85,4 +114,4 @@ def find_story(
                 break
         else:
             return tried[0]
-    raise RuntimeError(f"No prompt of {length} tokens leads by {margin} in {steps} choices.")
+    return None

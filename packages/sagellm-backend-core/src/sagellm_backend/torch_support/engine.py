@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sagellm_backend.attention.availability import BACKENDS, ENGINE, PAGED
+from sagellm_backend.attention.availability import BACKENDS, ENGINE, known
 from sagellm_backend.base import BackendProvider
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.errors import InvalidArgumentError
+from sagellm_backend.torch_support.errors import check
 
 if TYPE_CHECKING:
     from sagellm_backend.torch_support.paged_attention import PagedAttentionBackend
@@ -54,7 +55,8 @@ class EngineMethods(BackendProvider):
                 f"to_device takes a tensor, not {type(tensor).__name__}.",
                 hint="Make one of host values with from_numpy(...).",
             )
-        return tensor.to(self.get_torch_device())
+        with check("to_device", self.device):
+            return tensor.to(self.get_torch_device())
 
     def get_supported_attention_backends(self) -> list[str]:
         """The names that :meth:`get_attention_backend` takes, the default first."""
@@ -68,14 +70,9 @@ class EngineMethods(BackendProvider):
         ``paged`` is to be asked for by name, and not by isagellm-core 0.5, whose own paged path
         fails (docs/engines.md). Raises :class:`InvalidArgumentError` for any other name.
         """
-        if name is None or name == ENGINE:
+        if name is None:
             return EngineAttention()
-        if name != PAGED:
-            raise InvalidArgumentError(
-                f"No attention backend is named {name!r}.",
-                hint=f"There are {', '.join(BACKENDS)}.",
-            )
-        return self._paged_attention()
+        return EngineAttention() if known(name) == ENGINE else self._paged_attention()
 
     def register_kernels(self, registry: Any) -> None:
         """Put the kernels that the engine knows into its operator registry, for this device.

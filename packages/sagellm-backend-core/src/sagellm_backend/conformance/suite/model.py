@@ -17,7 +17,13 @@ from sagellm_backend.conformance.case import case
 from sagellm_backend.conformance.exam import Exam
 from sagellm_backend.conformance.llama import BackendDecoder, Running, Weights, model_dtypes
 from sagellm_backend.conformance.pages import block_size_for, kv_orders, layout_for
-from sagellm_backend.conformance.tiny_llama import TINY, Story, find_story, make_weights
+from sagellm_backend.conformance.tiny_llama import (
+    TINY,
+    Story,
+    find_story,
+    find_weights,
+    make_weights,
+)
 from sagellm_backend.dtypes import DType
 from sagellm_backend.kv import KVPool
 
@@ -39,9 +45,9 @@ def tokens_are_those_of_the_reference(exam: Exam) -> None:
     other keys, a stale block, positions that start anew, and metadata kept from the step before.
     """
     size = block_size_for(exam.capability)
-    lengths = (1, size - 1 or 2, size, size + 1, 5, 2 * size + 1)
-    weights = make_weights(exam.rng, exam["dtype"])
-    told = [_story(exam, weights, length) for length in lengths]
+    lengths = (size - 1 or 2, max(size, 2), size + 1, 5, 2 * size + 1)
+    weights, shortest = find_weights(exam.rng, exam["dtype"], 1, STEPS, MARGIN[exam["dtype"]])
+    told = [shortest, *(_story(exam, weights, length) for length in lengths)]
     pool = _pool(exam, 3 * (max(lengths) + STEPS))
     decoder = BackendDecoder(exam.provider, TINY, weights, exam["dtype"])
     waiting = deque(enumerate(told))
