@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -125,11 +125,18 @@ def bad_statics(operation: Operation, name: str) -> Iterator[Any]:
     return (value for value in _BAD_STATICS if rule(value) is not None)
 
 
-def misuses(operation: Operation, arguments: Arguments) -> Iterator[tuple[str, Any]]:
-    """(name, value) of one argument that, put into the host ``arguments``, the table refuses."""
+def misuses(
+    operation: Operation, arguments: Arguments, capability: CapabilityDescriptor
+) -> Iterator[tuple[str, Any]]:
+    """(name, value) of one argument that, put into the host ``arguments``, the table refuses.
+
+    Arrays are of dtypes that the backend can have arrays of.
+    """
+    floating = set(capability.supported_dtypes)
+    others = [item for item in _OTHER_DTYPES if item in floating or not item.is_floating]
     for name, value in arguments.items():
         if isinstance(value, np.ndarray):
-            spoilt: Iterator[Any] = _spoilt_arrays(value)
+            spoilt: Iterator[Any] = _spoilt_arrays(value, others)
         elif isinstance(value, AttentionMetadata):
             spoilt = iter([None, "x", AttentionMetadata.build([3, 1, 5, 2, 7])])
         elif name in operation.statics:
@@ -141,14 +148,14 @@ def misuses(operation: Operation, arguments: Arguments) -> Iterator[tuple[str, A
                 yield name, item
 
 
-def _spoilt_arrays(array: Any) -> Iterator[Any]:
+def _spoilt_arrays(array: Any, others: Sequence[DType]) -> Iterator[Any]:
     """Wrong types, ranks, sizes and dtypes."""
     yield from (None, *_JUNK, array[None], array[..., None], array.reshape(-1)[0])
     for axis in range(array.ndim):
         yield np.repeat(array, 2, axis=axis)
         yield np.take(array, np.arange(0), axis=axis)
         yield np.concatenate([array, np.take(array, [0], axis=axis)], axis=axis)
-    for dtype in _OTHER_DTYPES:
+    for dtype in others:
         if dtype is not dtype_of(array):
             yield np.zeros(array.shape, dtype.numpy)
 

@@ -10,7 +10,7 @@ import numpy as np
 from sagellm_backend.conformance.llama import Array, Shape, Weights, reference_logits
 from sagellm_backend.dtypes import DType
 
-TINY = Shape(layers=2, heads=4, kv_heads=2, head_dim=16, positions=128)
+TINY = Shape(layers=2, heads=4, kv_heads=2, head_dim=16, positions=1024)
 HIDDEN, INNER, VOCABULARY = TINY.heads * TINY.head_dim, 96, 48
 
 

@@ -35,7 +35,7 @@ def bad_arguments_are_refused(exam: Exam) -> None:
     for arguments in small_cases(exam, operation, _dtype(exam, operation)):
         kernel = exam.provider.get_kernel(operation.name)
         good = native_call(exam, arguments)
-        for name, junk in misuses(operation, arguments):
+        for name, junk in misuses(operation, arguments, exam.capability):
             bad = {**good, name: _native(exam, junk)}
             _refuses(exam, kernel, bad, f"{operation.name} with {name} of {_shown(junk)}")
         _unchanged(exam, arguments, good)
