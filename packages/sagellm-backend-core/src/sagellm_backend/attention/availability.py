@@ -29,7 +29,7 @@ def get_attention_backend_availability(name: str | None = None) -> dict[str, dic
     return {item: _availability(item) for item in names}
 
 
-def is_attention_backend_available(name: str) -> bool:
+def is_attention_backend_available(name: object) -> bool:
     """Whether a backend of this name exists and is selectable."""
     return isinstance(name, str) and name in BACKENDS and bool(_availability(name)["selectable"])
 
