@@ -61,7 +61,11 @@ def problem() -> tuple[str, str] | None:
     if FOREIGN in installed:
         return _clash(), _clash_remedy(" ".join(ours) or _CORE)
     for name, distribution in ours.items():
-        damaged = [str(item) for item in distribution.files or () if _is_damaged(item)]
+        damaged = [
+            path
+            for path, digest in _recorded(distribution)
+            if _is_damaged(distribution, path, digest)
+        ]
         if damaged:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             return (
@@ -95,15 +99,22 @@ def _name(distribution: Any) -> str:
     return str(distribution.metadata["Name"] or "").lower().replace("_", "-")
 
 
-def _is_damaged(item: Any) -> bool:
-    if item.hash is None or not str(item).startswith("sagellm_backend"):
-        return False
+def _recorded(distribution: Any) -> list[tuple[str, str]]:
+    """The paths of our modules as installed, each with its digest, such as ``sha256=...``."""
+    from csv import reader
+
+    # Not distribution.files: from Python 3.12 on it leaves out what is missing.
+    rows = reader((distribution.read_text("RECORD") or "").splitlines())
+    return [(row[0], row[1]) for row in rows if row[0].startswith("sagellm_backend") and row[1]]
+
+
+def _is_damaged(distribution: Any, path: str, digest: str) -> bool:
     from base64 import urlsafe_b64encode
     from hashlib import new
 
+    mode, _, wanted = digest.partition("=")
     try:
-        content = item.locate().read_bytes()
+        content = distribution.locate_file(path).read_bytes()
     except OSError:
         return True
-    digest = new(item.hash.mode, content).digest()
-    return urlsafe_b64encode(digest).rstrip(b"=").decode() != str(item.hash.value)
+    return urlsafe_b64encode(new(mode, content).digest()).rstrip(b"=").decode() != wanted
