@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama as modeling
 
 from sagellm_backend import CPUBackendProvider
-
-modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
 
 HALVES = (torch.float16, torch.bfloat16)
 SHAPES = ((1, 1), (1, 576), (7, 33), (2, 3, 64), (5, 4096))

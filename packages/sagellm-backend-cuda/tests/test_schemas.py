@@ -43,7 +43,6 @@ ELSEWHERE = {
     (kernels, "register"): "calls no operator",
     (step, "misfit"): "compares on the host",
     (step, "overwrite"): "test_graphs_update_their_step",
-    (device_kernels, "require_one_device"): "calls no operator",
     (cuda_attention, "_find"): "runs at import",
     (cuda_attention, "shortfalls"): "calls no operator",
     (cuda_attention, "make"): "calls no operator",

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sagellm_backend.ascend.kernels import check_devices
 from sagellm_backend.ascend.soc import BLOCK_SIZE
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.dtypes import DType
 from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support import device_kernels, step
+from sagellm_backend.torch_support.misuse import require_one_device
 
 _LENGTHS = "ascend.lengths"
 _HALF = (DType.FP16, DType.BF16)
@@ -87,7 +87,7 @@ def attention(
     softcap: float | None = None,
 ) -> Tensor:
     plain.check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
-    check_devices(q, k, v)
+    require_one_device("attention", q, k, v)
     unfit = limits(
         DType.parse(q.dtype),
         metadata.mode,

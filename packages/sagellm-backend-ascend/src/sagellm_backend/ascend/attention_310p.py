@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sagellm_backend.ascend.kernels import check_devices
 from sagellm_backend.ascend.soc import BLOCK_SIZE
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.dtypes import DType
 from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support import device_kernels, step
+from sagellm_backend.torch_support.misuse import require_one_device
 
 FRACTAL_NZ = 29
 _TILE = 16
@@ -71,7 +71,7 @@ def attention(
     softcap: float | None = None,
 ) -> Tensor:
     plain.check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
-    check_devices(q, k, v)
+    require_one_device("attention", q, k, v)
     unfit = limits(
         DType.parse(q.dtype), metadata.mode, q.shape[2], metadata.block_size, window, softcap
     )

@@ -15,7 +15,14 @@ from torch import Tensor
 from sagellm_backend.dtypes import DType
 from sagellm_backend.torch_support import device_kernels
 from sagellm_backend.torch_support import kernels as plain
-from sagellm_backend.torch_support.misuse import FLOATING, INDEX, MisuseError, bad_eps
+from sagellm_backend.torch_support.misuse import (
+    FLOATING,
+    MisuseError,
+    bad_eps,
+    check_rope,
+    check_write,
+    require_one_device,
+)
 
 _MODES = {"neox": "half", "gptj": "interleave"}
 _MAX_ROTARY = 894  # "D < 896", and even
@@ -63,7 +70,8 @@ def silu_and_mul_in_fp32(x: Tensor) -> Tensor:
 def rope(
     q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, *, style: str = "neox"
 ) -> tuple[Tensor, Tensor]:
-    _check_rope(q, k, positions, cos_sin, style)
+    check_rope(q, k, positions, cos_sin, style)
+    require_one_device("rope", q, k, positions, cos_sin)
     heads = max(q.shape[1], k.shape[1])
     if not q.shape[0] or rope_limits(rotary_dim=cos_sin.shape[1]) or heads > _MAX_HEADS:
         return plain.rope(q, k, positions, cos_sin, style=style)
@@ -87,7 +95,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, style: str) -> Tensor:
 def kv_write(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
 ) -> None:
-    _check_write(key, value, key_cache, value_cache, slots)
+    check_write(key, value, key_cache, value_cache, slots)
+    require_one_device("kv_write", key, value, key_cache, value_cache, slots)
     if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
         device_kernels.kv_write(key, value, key_cache, value_cache, slots)
     elif slots.numel() and key_cache.shape[0]:
@@ -138,63 +147,24 @@ def _is_matrix(x: Tensor) -> bool:
     return 2 <= x.dim() <= 8 and x.numel() > 0
 
 
-def check_devices(first: Tensor, *others: Tensor) -> None:
-    """Refuse arrays of two devices, which the vendor's operators need not notice."""
-    if any(other.device != first.device for other in others):
-        raise RuntimeError(
-            f"arrays on {', '.join(str(item.device) for item in (first, *others))}: one call takes "
-            "those of one device"
-        )
-
-
 def _check_norm(x: Tensor, weight: Tensor, eps: float) -> None:
     if x.dtype is not weight.dtype or x.dtype not in FLOATING or bad_eps(eps):
         raise MisuseError
     if weight.dim() != 1 or not weight.numel() or x.shape[-1:] != weight.shape:
         raise MisuseError
-    check_devices(x, weight)
+    require_one_device("norm", x, weight)
 
 
 def _check_pair(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
     if x.shape != residual.shape or x.dtype is not residual.dtype:
         raise MisuseError
     _check_norm(x, weight, eps)
-    check_devices(x, residual)
+    require_one_device("norm", x, residual)
 
 
 def _check_gate(x: Tensor) -> None:
     if x.dtype not in FLOATING or not x.dim() or x.shape[-1] % 2 or not x.shape[-1]:
         raise MisuseError
-
-
-def _check_rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, style: str) -> None:
-    if not (q.dim() == k.dim() == 3 and q.shape[::2] == k.shape[::2] and q.dtype is k.dtype):
-        raise MisuseError
-    if positions.shape != q.shape[:1] or positions.dtype not in INDEX:
-        raise MisuseError
-    if q.dtype not in FLOATING or 0 in q.shape[1:] or not k.shape[1]:
-        raise MisuseError
-    if cos_sin.dim() != 2 or cos_sin.dtype is not torch.float32 or not cos_sin.numel():
-        raise MisuseError
-    if cos_sin.shape[1] > q.shape[2] or cos_sin.shape[1] % 2 or style not in _MODES:
-        raise MisuseError
-    check_devices(q, k, positions, cos_sin)
-
-
-def _check_write(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
-) -> None:
-    if not (key.shape == value.shape and key_cache.shape == value_cache.shape):
-        raise MisuseError
-    if key.shape[1:] != key_cache.shape[2:] or slots.shape != key.shape[:1] or key.dim() != 3:
-        raise MisuseError
-    if not (key.dtype is value.dtype is key_cache.dtype is value_cache.dtype):
-        raise MisuseError
-    if key.dtype not in FLOATING or slots.dtype not in INDEX or 0 in key.shape[1:]:
-        raise MisuseError
-    if not key_cache.shape[1]:
-        raise MisuseError
-    check_devices(key, value, key_cache, value_cache, slots)
 
 
 Offer = tuple[Callable[..., Any], Callable[..., list[str]]]

@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from sagellm_backend.attention import AttentionMetadata
-from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support import kernels, step
-from sagellm_backend.torch_support.misuse import FLOATING, INDEX, MisuseError
+from sagellm_backend.torch_support.misuse import (
+    check_write,
+    require_one_device,
+)
 
 GATHERED = 1 << 28
 """Bytes of keys, and as many of values, that :func:`paged_decode` gathers at a time."""
@@ -26,16 +28,7 @@ GATHERED = 1 << 28
 def kv_write(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
 ) -> None:
-    if not (key.shape == value.shape and key_cache.shape == value_cache.shape):
-        raise MisuseError
-    if key.shape[1:] != key_cache.shape[2:] or slots.shape != key.shape[:1] or key.dim() != 3:
-        raise MisuseError
-    if not (key.dtype is value.dtype is key_cache.dtype is value_cache.dtype):
-        raise MisuseError
-    if key.dtype not in FLOATING or slots.dtype not in INDEX or 0 in key.shape[1:]:
-        raise MisuseError
-    if not key_cache.shape[1]:
-        raise MisuseError
+    check_write(key, value, key_cache, value_cache, slots)
     require_one_device("kv_write", key, value, key_cache, value_cache, slots)
     if not (slots.numel() and key_cache.shape[0]):
         return
@@ -50,16 +43,6 @@ def kv_write(
     for new, cache in ((key, key_cache), (value, value_cache)):
         repeated = torch.where(none_kept, cache[0, 0], new.index_select(0, donor))
         cache.index_put_(place, torch.where(skipped, repeated, new))
-
-
-def require_one_device(operation: str, first: Tensor, *others: Tensor) -> None:
-    """Refuse tensors of several devices, before anything is written or read across them."""
-    for other in others:
-        if other.device != first.device:
-            raise InvalidArgumentError(
-                f"{operation}: arrays lie on {first.device} and on {other.device}.",
-                hint="Move them to one device first.",
-            )
 
 
 def attention(

@@ -17,7 +17,13 @@ from torch.nn import functional
 from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support.attention import attention
-from sagellm_backend.torch_support.misuse import FLOATING, INDEX, MisuseError, bad_eps
+from sagellm_backend.torch_support.misuse import (
+    FLOATING,
+    MisuseError,
+    bad_eps,
+    check_rope,
+    check_write,
+)
 from sagellm_backend.torch_support.sampling import greedy_sample, sample
 
 # Found once: every call would otherwise look them up, and pass a wrapper on the way.
@@ -92,16 +98,7 @@ def softmax(x: Tensor) -> Tensor:
 def rope(
     q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, *, style: str = "neox"
 ) -> tuple[Tensor, Tensor]:
-    if not (q.dim() == k.dim() == 3 and q.shape[::2] == k.shape[::2] and q.dtype is k.dtype):
-        raise MisuseError
-    if positions.shape != q.shape[:1] or cos_sin.dtype is not torch.float32:
-        raise MisuseError
-    if q.dtype not in FLOATING or 0 in q.shape[1:] or not k.shape[1]:
-        raise MisuseError
-    if cos_sin.dim() != 2 or cos_sin.shape[1] > q.shape[2] or cos_sin.shape[1] % 2:
-        raise MisuseError
-    if style not in ("neox", "gptj") or not cos_sin.numel():
-        raise MisuseError
+    check_rope(q, k, positions, cos_sin, style)
     cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, -1)
     return _rotate(q, cos, sin, style), _rotate(k, cos, sin, style)
 
@@ -126,16 +123,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, style: str) -> Tensor:
 def kv_write(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
 ) -> None:
-    if not (key.shape == value.shape and key_cache.shape == value_cache.shape):
-        raise MisuseError
-    if key.shape[1:] != key_cache.shape[2:] or slots.shape != key.shape[:1] or key.dim() != 3:
-        raise MisuseError
-    if not (key.dtype is value.dtype is key_cache.dtype is value_cache.dtype):
-        raise MisuseError
-    if key.dtype not in FLOATING or slots.dtype not in INDEX or 0 in key.shape[1:]:
-        raise MisuseError
-    if not key_cache.shape[1]:
-        raise MisuseError
+    check_write(key, value, key_cache, value_cache, slots)
     _write_slots(key, value, key_cache, value_cache, slots.long())
 
 

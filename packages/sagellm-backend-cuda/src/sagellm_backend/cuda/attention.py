@@ -18,7 +18,7 @@ from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.dtypes import DType
 from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support import device_kernels, step
-from sagellm_backend.torch_support.misuse import MisuseError
+from sagellm_backend.torch_support.misuse import MisuseError, require_one_device
 
 PAGES = 256
 """A block of a paged cache must have a multiple of this many tokens for FA2."""
@@ -92,7 +92,7 @@ def make(capability: tuple[int, int]) -> Callable[..., Tensor]:
         if not _fits(q, k, v, metadata, softcap, capability):
             return device_kernels.attention(q, k, v, metadata, scale=scale, **options)
         plain.check(q, k, v, metadata, scale=scale, **options)
-        device_kernels.require_one_device("attention", q, k, v)  # the kernels do not look
+        require_one_device("attention", q, k, v)  # the kernels do not look
         return _flash(q, k, v, metadata, scale, causal, window)
 
     return attention
