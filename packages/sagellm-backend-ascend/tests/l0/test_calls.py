@@ -108,7 +108,7 @@ A2_MISTAKES = [
 MISTAKES_310P = [
     (attention_310p, ", workspace=workspace", "", "no workspace"),
     (attention_310p, "FRACTAL_NZ = 29", "FRACTAL_NZ = 2", "format 2"),
-    (attention_310p, '"context_lens": now.kv_lens', '"context_lens": now.kv_lens.cpu()', "device"),
+    (attention_310p, "torch.from_numpy(metadata.kv_lens.copy())", "now.kv_lens", "no host int32"),
     (attention_310p, "dtype=torch.int32, device", "device", "not int32 per batch"),
     (attention_310p, "-x.shape[0] % _TILE", "0", "not aligned"),
     (attention_310p, ".triu(1)", ".triu(2)", ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import simdev
 import torch
@@ -160,3 +161,16 @@ def test_a_device_that_is_busy_is_an_error_when_a_provider_is_made(make, machine
     with pytest.raises(UnavailableError, match=r"cannot use simdev:0.*busy") as caught:
         startup.create_ascend_backend()
     assert "npu-smi info" in caught.value.hint
+
+
+def test_a_310p_decodes_more_sequences_than_the_vendor_takes_in_plain_torch(make):
+    backend = make(CHIPS["310P"])
+    kernel, batch = backend.get_kernel("attention", dtype="fp16"), 2001
+    cache = backend.from_numpy(np.ones((2, 128, 1, 16), np.float16))
+    q = backend.from_numpy(np.ones((batch, 1, 16), np.float16))
+    for size, called in ((batch, False), (2, True)):
+        metadata = backend.attention_metadata([1] * size, [1] * size, [[0]] * size, 128)
+        CALLED.clear()
+        out = kernel(q[:size], cache, cache, metadata, scale=1.0)
+        assert ("atb::_npu_paged_attention" in CALLED) is called
+        assert (backend.to_numpy(out) == 1).all()

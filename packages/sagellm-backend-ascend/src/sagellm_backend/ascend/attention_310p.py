@@ -3,7 +3,7 @@
 There caches are read in the order FRACTAL_NZ, in which our pools cannot lie: the blocks of a step
 are gathered into it at each call. Prefills of whole prompts go through ``_npu_flash_attention``,
 decodes through ``_npu_paged_attention``; chunks of prompts run in plain torch. The shapes are those
-that vllm-ascend passes on this chip. None of this has run on an NPU.
+that ATB documents and vllm-ascend passes on this chip. None of this has run on an NPU.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sagellm_backend.torch_support.misuse import require_one_device
 FRACTAL_NZ = 29
 _TILE = 16
 _MAX_DIM = 128
+_MAX_BATCH = 2000
 
 
 def has_nnal() -> bool:
@@ -75,7 +76,7 @@ def attention(
     unfit = limits(
         DType.parse(q.dtype), metadata.mode, q.shape[2], metadata.block_size, window, softcap
     )
-    if not unfit and metadata.mode == "paged_decode":
+    if not unfit and metadata.mode == "paged_decode" and metadata.batch <= _MAX_BATCH:
         return _decode(q, k, v, metadata, scale)
     if not unfit and causal and (metadata.query_lens == metadata.kv_lens).all():
         return _prefill(q, k, v, metadata, scale)
@@ -98,7 +99,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, scale:
         "num_heads": q.shape[1],
         "scale_value": float(scale),
         "block_table": table,
-        "context_lens": now.kv_lens,
+        "context_lens": torch.from_numpy(metadata.kv_lens.copy()),  # which the host reads
         "out": out,
     }
     workspace = torch.ops.atb._npu_paged_attention_get_workspace(**arguments)  # noqa: SLF001
