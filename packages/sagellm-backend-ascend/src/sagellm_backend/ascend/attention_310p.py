@@ -78,11 +78,16 @@ def attention(
     )
     if not unfit and metadata.mode == "paged_decode" and metadata.batch <= _MAX_BATCH:
         return _decode(q, k, v, metadata, scale)
-    if not unfit and causal and (metadata.query_lens == metadata.kv_lens).all():
+    if not unfit and causal and _is_whole_prompts(metadata):
         return _prefill(q, k, v, metadata, scale)
     return device_kernels.attention(
         q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap
     )
+
+
+def _is_whole_prompts(metadata: AttentionMetadata) -> bool:
+    ragged = metadata.mode == "ragged_prefill"
+    return ragged and bool((metadata.query_lens == metadata.kv_lens).all())
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, scale: float) -> Tensor:
