@@ -13,6 +13,7 @@ from sagellm_backend.errors import DeadlineExceededError, KVTransferError
 from sagellm_backend.kv import CompletedTransfer, KVPool, Transfer
 from sagellm_backend.kv.copy import Ids
 from sagellm_backend.streams import Stream
+from sagellm_backend.torch_support.errors import remedy
 from sagellm_backend.torch_support.kv import TorchKVCopyPlan, runs
 from sagellm_backend.torch_support.streams import TorchStream, native_event, settle
 
@@ -98,7 +99,9 @@ class DeviceKVCopyPlan(TorchKVCopyPlan):
             yield
         except RuntimeError as error:
             raise KVTransferError(
-                f"Copying {blocks} KV blocks {self.direction} failed: {error}", blocks=blocks
+                f"Copying {blocks} KV blocks {self.direction} failed: {error}",
+                hint=remedy(error),
+                blocks=blocks,
             ) from error
 
 
@@ -144,5 +147,7 @@ class EventTransfer(Transfer):
             self._event.synchronize()
         except RuntimeError as error:
             raise KVTransferError(
-                f"Copying {self.num_blocks} KV blocks failed: {error}", blocks=self.num_blocks
+                f"Copying {self.num_blocks} KV blocks failed: {error}",
+                hint=remedy(error),
+                blocks=self.num_blocks,
             ) from error

@@ -46,8 +46,14 @@ def check(operation: str, device: str, requested: int = 0) -> Iterator[None]:
         said = str(error).lower()
         if any(phrase in said for phrase in _NO_MEMORY):
             raise _out_of_memory(operation, device, requested, error) from error
-        hint = _RESTART if any(phrase in said for phrase in _LOST) else None
-        raise UnavailableError(f"{operation} failed on {device}: {error}", hint=hint) from error
+        message = f"{operation} failed on {device}: {error}"
+        raise UnavailableError(message, hint=remedy(error)) from error
+
+
+def remedy(error: BaseException) -> str | None:
+    """What to do where a failure means that the device is lost to this process; else ``None``."""
+    said = str(error).lower()
+    return _RESTART if any(phrase in said for phrase in _LOST) else None
 
 
 def _out_of_memory(

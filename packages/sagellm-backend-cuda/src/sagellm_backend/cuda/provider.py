@@ -5,6 +5,7 @@ Written against torch 2.13 and its schemas; it has not run on such hardware yet.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
@@ -12,10 +13,13 @@ import torch
 
 from sagellm_backend.capability import CapabilityDescriptor
 from sagellm_backend.config import ProviderConfig
-from sagellm_backend.cuda import attention, startup, telemetry
+from sagellm_backend.cuda import attention, batches, startup, telemetry
+from sagellm_backend.cuda.batches import DriverBatches
+from sagellm_backend.cuda.kv import CUDAKVCopyPlan
 from sagellm_backend.cuda.memory import RuntimeRegistrar
 from sagellm_backend.cuda.telemetry import Telemetry
 from sagellm_backend.dtypes import DType
+from sagellm_backend.kv import KVCopyPlan, KVPool
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support import kernels
 from sagellm_backend.torch_support.accelerator import AcceleratorProvider
@@ -52,6 +56,13 @@ class CUDAProvider(AcceleratorProvider):
     def _compute_capability(self) -> tuple[int, int]:
         major, minor = self.module.get_device_capability(torch.device(self.device))
         return int(major), int(minor)
+
+    @functools.cached_property
+    def _batches(self) -> DriverBatches | None:
+        return batches.find() if self.build == "cuda" else None  # the bindings are NVIDIA's
+
+    def _kv_copy_plan(self, source: KVPool, target: KVPool) -> KVCopyPlan:
+        return CUDAKVCopyPlan(source, target, self.module, self._batches)
 
     def _register_kernels(self, table: KernelTable) -> None:
         super()._register_kernels(table)
