@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 _FOLDER = Path(__file__).resolve().parent
-_SOURCES = ("runtime.cpp",)
-_HEADERS = ("memory.h", "streams.h", "trace.h")
+_SOURCES = ("runtime.cpp", "kernels.cpp")
+_HEADERS = ("kernels.h", "memory.h", "streams.h", "tensors.h", "trace.h", "views.h")
 NAME = "libkunlun_sim.so"
 
 

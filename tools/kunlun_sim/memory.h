@@ -11,6 +11,17 @@ namespace kunlun_sim {
 
 constexpr size_t kGranule = 4096;
 
+// Addresses of device memory carry a bit that no process may use: whoever takes one for the host's
+// memory does not get far.
+constexpr uintptr_t kTag = uintptr_t{1} << 62;
+
+inline void* tagged(void* memory) {
+  return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(memory) | kTag);
+}
+inline void* untagged(const void* address) {
+  return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(address) & ~kTag);
+}
+
 class Memory {
  public:
   // KUNLUN_SIM_MEMORY_MB is each device's, 1024 where it is not set.
@@ -27,19 +38,19 @@ class Memory {
     void* memory = std::aligned_alloc(kGranule, size);
     if (!memory) return nullptr;
     std::memset(memory, 0xFF, size);  // NaN in every floating type
-    blocks_[memory] = size;
+    blocks_[tagged(memory)] = size;
     used_ += size;
-    return memory;
+    return tagged(memory);
   }
 
-  // False for what was not taken from here, or was given back already.
+  // False for an address that was not taken from here, or was given back already.
   bool give(void* memory) {
     std::lock_guard<std::mutex> hold(lock_);
     auto found = blocks_.find(memory);
     if (found == blocks_.end()) return false;
     used_ -= found->second;
     blocks_.erase(found);
-    std::free(memory);
+    std::free(untagged(memory));
     return true;
   }
 

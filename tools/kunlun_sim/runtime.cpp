@@ -1,4 +1,4 @@
-// A custom device for Paddle in host memory: type kunlun_sim, two devices, no kernels of its own.
+// A custom device for Paddle in host memory: type kunlun_sim, two devices.
 //
 // Asynchronous copies are work of streams and run on their threads. Copies without a stream are done
 // by the caller at once, as the ABI says, and order themselves after nothing: Paddle waits for its
@@ -10,7 +10,10 @@
 #include <iterator>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
+#include "kernels.h"
 #include "memory.h"
 #include "paddle/phi/backends/device_ext.h"
 #include "streams.h"
@@ -129,7 +132,7 @@ C_Status deallocate(const C_Device device, void* place, size_t size) {
 }
 C_Status set_memory(const C_Device device, void* place, unsigned char value, size_t size) {
   if (!memory(device).owns(place, size)) return C_ERROR;
-  std::memset(place, value, size);
+  std::memset(untagged(place), value, size);
   return C_SUCCESS;
 }
 C_Status memory_stats(const C_Device device, size_t* total, size_t* free) {
@@ -154,27 +157,35 @@ template <Direction way>
 C_Status copy(const C_Device device, void* to, const void* from, size_t size) {
   trace().write("call", kNames[way], "device", device->id, "bytes", size);
   if (!valid(way, device, to, from, size)) return C_ERROR;
-  std::memmove(to, from, size);
+  std::memmove(untagged(to), untagged(from), size);
   return C_SUCCESS;
 }
+// The host's memory is pageable, as nothing pins it: what is read is taken at once, and what is
+// written is there when the call returns, in the stream's order.
 template <Direction way>
 C_Status copy_async(const C_Device device, C_Stream stream, void* to, const void* from,
                     size_t size) {
   if (!valid(way, device, to, from, size)) return C_ERROR;
-  of(stream).submit(kNames[way], [=] { std::memmove(to, from, size); }, "bytes", size);
+  std::vector<char> staged;
+  if (way == kH2D) staged.assign(static_cast<const char*>(from), static_cast<const char*>(from) + size);
+  auto work = [=, staged = std::move(staged)] {
+    std::memmove(untagged(to), way == kH2D ? staged.data() : untagged(from), size);
+  };
+  auto done = of(stream).submit(kNames[way], std::move(work), "bytes", size);
+  if (way == kD2H) done->wait();
   return C_SUCCESS;
 }
 C_Status copy_peer(const C_Device target, const C_Device source, void* to, const void* from,
                    size_t size) {
   trace().write("call", "copy_p2p", "from", source->id, "to", target->id, "bytes", size);
   if (!memory(target).owns(to, size) || !memory(source).owns(from, size)) return C_ERROR;
-  std::memmove(to, from, size);
+  std::memmove(untagged(to), untagged(from), size);
   return C_SUCCESS;
 }
 C_Status copy_peer_async(const C_Device target, const C_Device source, C_Stream stream, void* to,
                          const void* from, size_t size) {
   if (!memory(target).owns(to, size) || !memory(source).owns(from, size)) return C_ERROR;
-  of(stream).submit("copy_p2p", [=] { std::memmove(to, from, size); }, "bytes", size);
+  of(stream).submit("copy_p2p", [=] { std::memmove(untagged(to), untagged(from), size); }, "bytes", size);
   return C_SUCCESS;
 }
 
@@ -222,11 +233,12 @@ void InitPlugin(CustomRuntimeParams* params) {
   if (params->size != sizeof(CustomRuntimeParams)) return;
   if (params->interface->size != sizeof(C_DeviceInterface)) return;
   PADDLE_CUSTOM_RUNTIME_CHECK_VERSION(params);
-  static char type[] = "kunlun_sim";
+  static std::string type = kunlun_sim::kDeviceType;
   static char sub_type[] = "none";
-  params->device_type = type;
+  params->device_type = type.data();
   params->sub_device_type = sub_type;
   kunlun_sim::fill(*params->interface);
+  kunlun_sim::register_kernels();
 }
 
 // For tests: starts the trace afresh, or stops it.
