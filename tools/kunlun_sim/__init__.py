@@ -1,0 +1,1 @@
+"""A Kunlun XPU simulated for Paddle; see README.md."""
