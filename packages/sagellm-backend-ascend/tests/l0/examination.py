@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
+from decode_step import Decode, replay_all
 
 from sagellm_backend import KVLayout
 from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.capability import Feature
 from sagellm_backend.conformance.operations import Finding, examine_operations, judge
 from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import operation
@@ -93,3 +99,28 @@ def _write_and_read(backend, pool, dtype):
         if (backend.to_numpy(cache) != sign * wanted).any():
             return "the cache holds something else"
     return ""
+
+
+def graph_findings(backend):
+    """Graphs of decodes, where they are offered."""
+    if Feature.GRAPH not in backend.capability().features:
+        return
+    try:
+        replay_all(Decode(backend))
+        problem = ""
+    except Exception as error:  # noqa: BLE001 - it is what was found
+        problem = f"{type(error).__name__}: {error}"
+    yield Finding("attention", "fp16", "graph", not problem, detail=problem)
+
+
+def mutant(module, *changes):
+    """A module with something wrong in it: ``changes`` are pairs of what is there and its stead."""
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in source, f"{old!r} is not in {module.__name__}"
+        source = source.replace(old, new)
+    made = ModuleType("mutant")
+    made.__file__ = module.__file__
+    sys.modules.setdefault("mutant", made)
+    exec(compile(source, module.__file__, "exec"), made.__dict__)
+    return made

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import ast
-import sys
+import re
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from examination import CHIPS, attention_findings, operation_findings, pool_findings
+from examination import (
+    CHIPS,
+    attention_findings,
+    graph_findings,
+    mutant,
+    operation_findings,
+    pool_findings,
+)
 from npu_l0.library import CALLED, SCHEMAS
 
 from sagellm_backend import DType
 from sagellm_backend.ascend import attention, attention_310p, kernels, provider, startup
 
 SOURCES = Path(kernels.__file__).parent
+NAMED = re.compile(r"torch\.ops\.(\w+)\.(\w+(?:\.\w+)?)")
 FUSED = ("rms_norm", "add_rms_norm", "silu_and_mul", "rope", "kv_write", "attention")
 
 
 def calls_in(folder):
-    """The operators ``torch.ops.<namespace>.<name>`` that a folder's sources name."""
+    """The operators ``torch.ops.<namespace>.<name>``, or overloads, that a folder's sources name."""
     found = set()
     for path in folder.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value).startswith("torch.ops."):
-                namespace = ast.unparse(node.value).removeprefix("torch.ops.")
-                if "." not in namespace:
-                    found.add(f"{namespace}::{node.attr}")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        inner = {id(node.value) for node in nodes}
+        for node in nodes:
+            match = NAMED.fullmatch(ast.unparse(node))
+            if match and id(node) not in inner:
+                found.add(f"{match[1]}::{match[2]}")
     return found
 
 
@@ -45,7 +54,8 @@ def test_every_call_is_bound_to_its_schema_and_exercised(make):
     assert named == set(SCHEMAS)
     CALLED.clear()
     for version in CHIPS.values():
-        found = findings(make(version))
+        backend = make(version)
+        found = [*findings(backend), *graph_findings(backend)]
         assert [item for item in found if not item.passed] == []
     assert sorted(named - CALLED) == []
 
@@ -67,16 +77,7 @@ def test_which_chip_takes_which_operators(make, chip, wanted):
     assert chosen == set(wanted)
 
 
-def mutant(module, old, new):
-    """A module with one thing wrong in it."""
-    source = Path(module.__file__).read_text(encoding="utf-8")
-    assert source.count(old) >= 1, f"{old!r} is not in {module.__name__}"
-    made = ModuleType("mutant")
-    made.__file__ = module.__file__
-    sys.modules.setdefault("mutant", made)
-    exec(compile(source.replace(old, new), module.__file__, "exec"), made.__dict__)
-    return made
-
+_TABLE = '"block_table": step.prepare(metadata, q.device).table'
 
 A2_MISTAKES = [
     (kernels, "epsilon=eps", "eps=eps", "unexpected|unknown|argument"),
@@ -89,20 +90,20 @@ A2_MISTAKES = [
     (kernels, '"neox": "half"', '"neox": "interleave"', ""),
     (kernels, ":size].float()", ":size]", "dtypes differ"),
     (kernels, "dim=-1", "dim=0", ""),
-    (attention, "block_table=now.table,", "block_table=now.table.long(),", "not 2-D int32"),
-    (attention, "block_table=now.table,", "block_table=None,", "no block_table"),
+    (attention, _TABLE, _TABLE + ".long()", "not 2-D int32"),
+    (attention, _TABLE, '"block_table": None', "no block_table"),
     (attention, "block_size not in (None, BLOCK_SIZE)", "False", "blocks have 16 tokens"),
-    (attention, "_lengths(metadata).kv,", "_lengths(metadata).cu_kv,", ""),
+    (attention, "lengths_of(metadata).kv", "lengths_of(metadata).cu_kv", ""),
     (attention, "lengths.kv if paged else lengths.cu_kv", "lengths.kv", "not cumulative|not that"),
     (attention, "lengths.kv if paged else lengths.cu_kv", "lengths.cu_kv", ""),
     (attention, ".triu(1)", ".tril()", "no upper triangle"),
     (attention, "_NO_MASK, _RIGHT_DOWN_CAUSAL = 0, 3", "_NO_MASK, _RIGHT_DOWN_CAUSAL = 0, 2", "2"),
     (attention, "dtype not in (None, *_HALF)", "False", "neither fp16 nor bf16"),
     (attention, "window is not None", "False", ""),
-    (attention, "_lengths(metadata).blocks <= k.shape[0]", "True", "fewer blocks"),
+    (attention, "lengths_of(metadata).blocks <= k.shape[0]", "True", "fewer blocks"),
     (attention, "head_dim != _PREFILL_DIM", "False", "heads of"),
-    (attention, "num_key_value_heads=k.shape[2]", "num_key_value_heads=0", ""),
-    (attention, "scale=float(scale),\n        input", "input", ""),
+    (attention, '"num_key_value_heads": k.shape[2]', '"num_key_value_heads": 0', ""),
+    (attention, '"scale": float(scale),', "", ""),
 ]
 
 MISTAKES_310P = [
@@ -125,7 +126,7 @@ MISTAKES_310P = [
 )
 def test_a_mistake_is_caught(make, monkeypatch, version, module, old, new, said):
     word = module.__name__.rpartition(".")[2]
-    monkeypatch.setattr(provider, word, mutant(module, old, new))
+    monkeypatch.setattr(provider, word, mutant(module, (old, new)))
     failed = [item for item in findings(make(version), module) if not item.passed]
     assert failed
     if said:

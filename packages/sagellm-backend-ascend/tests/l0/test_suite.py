@@ -27,7 +27,7 @@ def paths(tmp_path_factory):
 @pytest.mark.parametrize("chip", ["A2", "310P"])
 def test_it_conforms_in_all_that_it_declares(paths, chip, monkeypatch):
     monkeypatch.setitem(os.environ, "L0_CHIP", str(CHIPS[chip]))
-    profiles = ["core", "stream", "kv", "kernels", "attention", "model"]
+    profiles = ["core", "stream", "kv", "graph", "kernels", "attention", "model"]
     result = run("ascend-l0", profiles=profiles, depth="smoke", paths=paths)
     failed = [(case.id, case.outcome, case.detail) for case in result.cases if not case.passed]
     assert not failed

@@ -8,12 +8,13 @@ those that torch_npu 2.13 documents. None of this has run on an NPU.
 from __future__ import annotations
 
 from functools import cache
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sagellm_backend.ascend import graphs
+from sagellm_backend.ascend.lengths import Lengths, lengths_of
 from sagellm_backend.ascend.soc import BLOCK_SIZE
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.dtypes import DType
@@ -21,7 +22,6 @@ from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support import device_kernels, step
 from sagellm_backend.torch_support.misuse import require_one_device
 
-_LENGTHS = "ascend.lengths"
 _HALF = (DType.FP16, DType.BF16)
 _PREFILL_DIM = 128
 _MAX_GROUP = 64
@@ -29,18 +29,6 @@ _MAX_ROW = 65535  # kv heads * size, of one token in a cache
 _MAX_ELEMENTS = 2**31 - 1  # of one cache
 _MASK = 2048
 _NO_MASK, _RIGHT_DOWN_CAUSAL = 0, 3  # values of sparse_mode
-
-
-class Lengths(NamedTuple):
-    """Host lists, as the operator takes them: cumulative queries, keys cumulative and per sequence.
-
-    ``blocks`` are those of all sequences together, shared ones counted once for each.
-    """
-
-    cu_query: list[int]
-    cu_kv: list[int]
-    kv: list[int]
-    blocks: int
 
 
 def limits(
@@ -113,31 +101,58 @@ def _are_readable(k: Tensor, v: Tensor, metadata: AttentionMetadata) -> bool:
         return True
     if not (k.is_contiguous() and v.is_contiguous()) or k.numel() > _MAX_ELEMENTS:
         return False
-    return _lengths(metadata).blocks <= k.shape[0]  # which the operator asks for
+    return lengths_of(metadata).blocks <= k.shape[0]  # which the operator asks for
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, scale: float) -> Tensor:
-    now = step.prepare(metadata, q.device)
+    call: dict[str, Any] = {
+        "query": q.unsqueeze(1).contiguous(),
+        "key": k.flatten(2),
+        "value": v.flatten(2),
+        "block_table": step.prepare(metadata, q.device).table,
+        "num_heads": q.shape[1],
+        "num_key_value_heads": k.shape[2],
+        "scale": float(scale),
+        "input_layout": "BSND",
+        "block_size": BLOCK_SIZE,
+    }
+    graph = graphs.recording()
+    if graph is not None:
+        return _capture_decode(graph, call, metadata).view(q.shape)
     out, _ = torch.ops.npu.npu_fused_infer_attention_score(
-        q.unsqueeze(1).contiguous(),
-        k.flatten(2),
-        v.flatten(2),
-        actual_seq_lengths_kv=_lengths(metadata).kv,
-        block_table=now.table,
-        num_heads=q.shape[1],
-        num_key_value_heads=k.shape[2],
-        scale=float(scale),
-        input_layout="BSND",
-        block_size=BLOCK_SIZE,
+        **call, actual_seq_lengths_kv=lengths_of(metadata).kv
     )
     result: Tensor = out.view(q.shape)
     return result
 
 
+def _capture_decode(
+    graph: graphs.Tasks, call: dict[str, Any], metadata: AttentionMetadata
+) -> Tensor:
+    """The call with results and a workspace of its own, which it keeps whatever its lengths."""
+    query, key = call["query"], call["key"]
+    kind = query.dtype, query.shape, key.shape, call["num_key_value_heads"]
+    space = graph.workspaces.get(kind)
+    if space is None:
+        space = torch.ops.npu._npu_fused_infer_attention_score_get_max_workspace(  # noqa: SLF001
+            **call, actual_seq_lengths_kv=lengths_of(metadata).kv
+        )
+        graph.workspaces[kind] = space
+    out = [torch.empty_like(query), torch.empty(1, dtype=query.dtype, device=query.device)]
+
+    def launch(lengths: Lengths) -> None:
+        torch.ops.npu.npu_fused_infer_attention_score.out(
+            **call, actual_seq_lengths_kv=lengths.kv, workspace=space, out=out
+        )
+
+    graph.capture(launch, metadata, key.shape[0])
+    return out[0]
+
+
 def _prefill(
     q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, scale: float, *, causal: bool
 ) -> Tensor:
-    lengths, paged = _lengths(metadata), metadata.block_table is not None
+    lengths, paged = lengths_of(metadata), metadata.block_table is not None
     out, _ = torch.ops.npu.npu_fused_infer_attention_score_v2(
         q.contiguous(),
         k.flatten(2) if paged else k.contiguous(),
@@ -155,16 +170,6 @@ def _prefill(
     )
     result: Tensor = out
     return result
-
-
-def _lengths(metadata: AttentionMetadata) -> Lengths:
-    found: Lengths | None = metadata.native.get(_LENGTHS)
-    if found is None:
-        kv = metadata.kv_lens.tolist()
-        cu_query = metadata.cu_query[1:].tolist()
-        blocks = sum(-(-length // BLOCK_SIZE) for length in kv)
-        found = metadata.native[_LENGTHS] = Lengths(cu_query, list(accumulate(kv)), kv, blocks)
-    return found
 
 
 @cache

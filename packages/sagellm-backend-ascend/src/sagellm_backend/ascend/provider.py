@@ -6,15 +6,18 @@ Written against torch_npu 2.13 and its schemas; it has not run on such hardware 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias
 
 from sagellm_backend import frameworks
 from sagellm_backend.ascend import attention, attention_310p, kernels, npu, soc, startup
+from sagellm_backend.ascend.graphs import AscendGraph
 from sagellm_backend.capability import CapabilityDescriptor, Feature
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.dtypes import DType
+from sagellm_backend.graphs import Graph
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support.accelerator import AcceleratorProvider
 
@@ -26,8 +29,8 @@ Config: TypeAlias = "Mapping[str, Any] | ProviderConfig | None"
 class AscendProvider(AcceleratorProvider):
     """Every operation on an NPU, in fp32, fp16 and bf16; the vendor's operators where they fit.
 
-    KV blocks have 128 tokens, indices are int32. Streams have no priorities. Graphs are not
-    offered: attention takes its lengths from the host, and a replay would have to be told them.
+    KV blocks have 128 tokens, indices are int32. Streams have no priorities. Graphs are offered on
+    the families A2 and A3.
 
     Making one starts the driver and a context on its device. Raises :class:`UnavailableError` with
     what is wrong there and what to do, :class:`OutOfMemoryError` where the device is full.
@@ -38,13 +41,21 @@ class AscendProvider(AcceleratorProvider):
     module: ClassVar[Any] = npu
     comm_backend = "hccl"
     kv_dtypes: ClassVar[tuple[DType, ...]] = (DType.FP16, DType.BF16, DType.FP32, DType.INT8)
-    withheld: ClassVar[frozenset[Feature]] = frozenset({Feature.GRAPH, Feature.STREAM_PRIORITY})
+    withheld: ClassVar[frozenset[Feature]] = frozenset({Feature.STREAM_PRIORITY})
 
     def __init__(self, config: Config = None) -> None:
         parsed = _parse(config)
         self.family = startup.begin(self.module)
         super().__init__(parsed)
         startup.occupy(self.module, self.device)
+
+    @functools.cached_property
+    def _declared(self) -> frozenset[Feature]:
+        found = super()._declared
+        return found if self.family.graphs else found - {Feature.GRAPH}
+
+    def _capture(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> Graph:
+        return AscendGraph(self, self._ledgers.of(self.device), function, inputs)
 
     def _array_dtypes(self) -> tuple[DType, ...]:
         return tuple(dict.fromkeys((*self.compute_dtypes, *self.kv_dtypes, *_INDICES)))

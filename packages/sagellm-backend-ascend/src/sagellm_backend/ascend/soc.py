@@ -26,7 +26,8 @@ class Family:
 
     ``fused`` are the operations of our table for which the vendor documents an operator on this
     family; all others run in plain torch. ``nz_cache`` says that its paged attention reads caches
-    in the order FRACTAL_NZ, (blocks, heads * size / 16, tokens, 16).
+    in the order FRACTAL_NZ, (blocks, heads * size / 16, tokens, 16), and ``graphs`` that captured
+    calls can be told other lengths.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Family:
     pci: str = ""
     fused: frozenset[str] = frozenset()
     nz_cache: bool = False
+    graphs: bool = False
 
 
 _A2_OPERATORS = frozenset(
@@ -50,6 +52,7 @@ FAMILIES = (
         ("Ascend910_93",),
         pci="0xd803",
         fused=_A2_OPERATORS,
+        graphs=True,
     ),
     Family(
         "A2",
@@ -58,6 +61,7 @@ FAMILIES = (
         ("Ascend910B1", "Ascend910B2", "Ascend910B3", "Ascend910B4"),
         pci="0xd802",
         fused=_A2_OPERATORS,
+        graphs=True,
     ),
     Family(
         "310P",

@@ -65,8 +65,7 @@ def check_pages(call, lengths, kv_heads, size):
     demand(sum(counts) <= cache.shape[0], "the cache has fewer blocks than the batch uses")
 
 
-@operator("npu::npu_fused_infer_attention_score", A2_A3)
-def npu_fused_infer_attention_score(call):
+def decode(call):
     """Decodes as (batch, 1, heads, size) over pages."""
     demand(call.input_layout == "BSND", f"layout {call.input_layout}")
     batch, length, heads, size = call.query.shape
@@ -89,7 +88,36 @@ def npu_fused_infer_attention_score(call):
         )
         for row, n in enumerate(lengths)
     ]
-    return back(torch.stack(out), call.query), torch.zeros(1, device=call.query.device)
+    return back(torch.stack(out), call.query)
+
+
+@operator("npu::npu_fused_infer_attention_score", A2_A3)
+def npu_fused_infer_attention_score(call):
+    return decode(call), torch.zeros(1, device=call.query.device)
+
+
+def _decode_workspace(call):
+    return 512 * call.query.shape[0] * call.num_heads
+
+
+@operator("npu::_npu_fused_infer_attention_score_get_max_workspace", A2_A3)
+def _npu_fused_infer_attention_score_get_max_workspace(call):
+    demand(call.actual_seq_lengths_kv is not None, "no actual_seq_lengths_kv")
+    nbytes = _decode_workspace(call)
+    return torch.empty(nbytes, dtype=torch.uint8, device=call.query.device)
+
+
+@operator("npu::npu_fused_infer_attention_score.out", A2_A3)
+def npu_fused_infer_attention_score_out(call):
+    """The same into arrays that the caller gives."""
+    demand(call.workspace is not None, "no workspace")
+    demand(call.workspace.numel() >= _decode_workspace(call), "the workspace is too small")
+    out, lse = call.out
+    demand(out.shape == call.query.shape and out.is_contiguous(), "out is not like query")
+    demand(out.dtype is call.query.dtype, "out has another dtype")
+    demand(lse.numel() == 1, "an lse that was not asked for")
+    out.copy_(decode(call))
+    return out, lse
 
 
 @operator("npu::npu_fused_infer_attention_score_v2", A2_A3)

@@ -6,25 +6,31 @@ from types import SimpleNamespace
 
 import simdev
 
+from npu_l0 import graphs
 from npu_l0.library import CHIP
 
 NAMES = {101: "Ascend910A", 202: "Ascend310P3", 222: "Ascend910B2", 252: "Ascend910_9392"}
 
 
-class Stream(simdev.module.Stream):
-    """A stream that takes a priority and cannot tell the range of them, as torch_npu's."""
-
-    @staticmethod
-    def priority_range():
-        raise RuntimeError("NPU does not support Stream.priority_range() currently.")
+PUBLIC = (
+    "Event",
+    "ExternalEvent",
+    "NPUGraph",
+    "Stream",
+    "graph",
+    "graph_task_group_begin",
+    "graph_task_group_end",
+    "graph_task_update_begin",
+    "graph_task_update_end",
+    "is_current_stream_capturing",
+)
 
 
 def make():
     """A module that can be changed by tests."""
     names = {name: value for name, value in vars(simdev.module).items() if name[0] != "_"}
     names.update(
-        Stream=Stream,
-        NPUGraph=simdev.module.CUDAGraph,
+        **{name: getattr(graphs, name) for name in PUBLIC},
         get_soc_version=lambda: CHIP.version,
         get_device_name=lambda device=None: NAMES.get(CHIP.version, "Ascend?"),
     )
