@@ -33,16 +33,23 @@ def kv_write(
     if not (slots.numel() and key_cache.shape[0]):
         return
     # Tokens to be skipped repeat the write of one that is kept, or what stands in slot 0 already:
-    # which of equal writes comes last does not matter, and no shape depends on values.
+    # which of equal writes comes last does not matter, and no shape depends on values. Each of the
+    # following is a launch, so there are few.
+    top, donor = slots.max(0, keepdim=True)
     kept = slots >= 0
-    donor = kept.to(torch.uint8).argmax(0, keepdim=True)
-    skipped = (~kept).view(-1, 1, 1)
-    none_kept = ~kept.any()
-    slots = torch.where(kept, slots, slots.index_select(0, donor)).clamp(min=0).long()
-    place = (slots // key_cache.shape[1], slots % key_cache.shape[1])
+    some_kept = top >= 0
+    slots = torch.where(kept, slots, top).clamp(min=0).long()
+    kept = kept.view(-1, 1, 1)
+    place: tuple[Tensor, ...] = ()
     for new, cache in ((key, key_cache), (value, value_cache)):
-        repeated = torch.where(none_kept, cache[0, 0], new.index_select(0, donor))
-        cache.index_put_(place, torch.where(skipped, repeated, new))
+        repeated = torch.where(some_kept, new.index_select(0, donor), cache[0, 0])
+        rows = torch.where(kept, new, repeated)
+        size = cache.shape[1]
+        if cache.stride(0) == size * cache.stride(1):
+            cache.view(-1, *cache.shape[2:]).index_put_((slots,), rows)
+        else:
+            place = place or (slots // size, slots % size)
+            cache.index_put_(place, rows)
 
 
 def attention(
