@@ -178,6 +178,28 @@ def engine(session: nox.Session) -> None:
     )
 
 
+@nox.session(name="kunlun-sim", python="3.11")
+def kunlun_sim(session: nox.Session) -> None:
+    """The Kunlun backend at L1: Paddle's CPU build over a simulated device, tools/kunlun_sim.
+
+    Arguments go to pytest; reports of the suite go to conformance-reports/.
+    """
+    core, others = f"{PACKAGES[0]}[conformance]", [PACKAGES[1], PACKAGES[4]]
+    editable = [word for package in (core, *others) for word in ("--editable", package)]
+    install_torch(session)
+    needs = [*group("torch"), *group("paddle"), *group("example"), *group("test")]
+    session.install(*torch_index(session), *needs, *editable)
+    device = session.run("python", "tools/kunlun_sim/build.py", silent=True, stderr=None) or ""
+    env = {
+        "CUSTOM_DEVICE_ROOT": device.strip(),
+        "SAGELLM_KUNLUN_PLACES": "kunlun_sim:0,kunlun_sim:1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    run = ["run", "--backend", "kunlun", "--depth", "smoke", "--out", "conformance-reports"]
+    session.run("sagellm-backend", "conformance", *run, env=env)
+    session.run("pytest", f"{PACKAGES[4]}/tests", *session.posargs, env=env)
+
+
 @nox.session(python=False)
 def generate(session: nox.Session) -> None:
     """The example, end to end, in the environment that quickstart.sh keeps."""
