@@ -23,10 +23,11 @@ _known = defaultdict(int)
 
 
 class Event(torch.Event):
-    """An event that knows which replay it comes after."""
+    """An event that knows which replay it comes after; one with timing is torch's own."""
 
     def __new__(cls, enable_timing=False, blocking=False, interprocess=False):
-        return super().__new__(cls, "simdev", enable_timing=enable_timing)
+        kind = torch.Event if enable_timing else cls
+        return torch.Event.__new__(kind, "simdev", enable_timing=enable_timing)
 
     def record(self, stream=None):
         stream = stream or simdev.module.current_stream()
@@ -45,7 +46,7 @@ class Stream(simdev.module.Stream):
         raise RuntimeError("NPU does not support Stream.priority_range() currently.")
 
     def wait_event(self, event):
-        _known[self] = max(_known[self], event.after)
+        _known[self] = max(_known[self], getattr(event, "after", 0))
         super().wait_event(event)
 
 
