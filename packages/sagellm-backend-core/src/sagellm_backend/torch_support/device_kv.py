@@ -100,7 +100,7 @@ class DeviceKVCopyPlan(TorchKVCopyPlan):
         except RuntimeError as error:
             raise KVTransferError(
                 f"Copying {blocks} KV blocks {self.direction} failed: {error}",
-                hint=remedy(error),
+                hint=remedy(error, str(self._device)),
                 blocks=blocks,
             ) from error
 
