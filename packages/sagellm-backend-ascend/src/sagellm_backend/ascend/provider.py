@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias
 
 from sagellm_backend import frameworks
-from sagellm_backend.ascend import attention, attention_310p, kernels, npu, soc, startup
+from sagellm_backend.ascend import attention, attention_310p, faults, kernels, npu, soc, startup
 from sagellm_backend.ascend.graphs import AscendGraph
 from sagellm_backend.capability import CapabilityDescriptor, Feature
 from sagellm_backend.config import ProviderConfig
@@ -20,6 +20,7 @@ from sagellm_backend.dtypes import DType
 from sagellm_backend.graphs import Graph
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support.accelerator import AcceleratorProvider
+from sagellm_backend.torch_support.errors import is_blocking
 
 _INDICES = (DType.INT32, DType.INT64)
 
@@ -30,7 +31,8 @@ class AscendProvider(AcceleratorProvider):
     """Every operation on an NPU, in fp32, fp16 and bf16; the vendor's operators where they fit.
 
     KV blocks have 128 tokens, indices are int32. Streams have no priorities. Graphs are offered on
-    the families A2 and A3.
+    the families A2 and A3, unless the process was started with ASCEND_LAUNCH_BLOCKING=1: then every
+    operation is waited for, so that a failure of its work is raised by its own call.
 
     Making one starts the driver and a context on its device. Raises :class:`UnavailableError` with
     what is wrong there and what to do, :class:`OutOfMemoryError` where the device is full.
@@ -52,7 +54,9 @@ class AscendProvider(AcceleratorProvider):
     @functools.cached_property
     def _declared(self) -> frozenset[Feature]:
         found = super()._declared
-        return found if self.family.graphs else found - {Feature.GRAPH}
+        # What is captured may not be waited for.
+        captures = self.family.graphs and not is_blocking(self.device)
+        return found if captures else found - {Feature.GRAPH}
 
     def _capture(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> Graph:
         return AscendGraph(self, self._ledgers.of(self.device), function, inputs)
@@ -63,8 +67,12 @@ class AscendProvider(AcceleratorProvider):
     def _register_kernels(self, table: KernelTable) -> None:
         super()._register_kernels(table)
         for operation, (kernel, limits) in offers(self.family).items():
-            supports, on_device = self._limited(limits), self._on_device(kernel)
-            table.register(operation, on_device, name="npu", priority=10, supports=supports)
+            supports, watched = self._limited(limits), self._as_registered(operation, kernel)
+            table.register(operation, watched, name="npu", priority=10, supports=supports)
+
+    def _as_registered(self, operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        watched = faults.settled if is_blocking(self.device) else faults.named
+        return watched(operation, super()._as_registered(operation, kernel))
 
     def _limited(self, limits: Callable[..., list[str]]) -> Callable[..., list[str]]:
         def supports(**static: Any) -> list[str]:

@@ -1,8 +1,13 @@
-"""The schemas as operators of this torch, and a record of what was called."""
+"""The schemas as operators of this torch, and a record of what was called.
+
+Beside the real torch_npu, which has the operators already, the kernels are those of the CPU: whoever
+simulates its device (tests at L1) runs them on host views of its memory.
+"""
 
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,9 +26,13 @@ CALLED = set()
 CHIP = SimpleNamespace(version=222)
 """The chip that is there now, by its SoC version."""
 
-_libraries = {name: torch.library.Library(name, "DEF") for name in ("npu", "atb")}
-for _name, _schema in SCHEMAS.items():
-    _libraries[_name.partition("::")[0]].define(_schema)
+_REAL = "torch_npu" in sys.modules
+_libraries = {
+    name: torch.library.Library(name, "IMPL" if _REAL else "DEF") for name in ("npu", "atb")
+}
+if not _REAL:
+    for _name, _schema in SCHEMAS.items():
+        _libraries[_name.partition("::")[0]].define(_schema)
 
 
 class VendorRefusalError(RuntimeError):
@@ -55,7 +64,7 @@ def operator(qualified, *versions):
             return kernel(SimpleNamespace(**call))
 
         namespace, name = qualified.split("::")
-        _libraries[namespace].impl(name, run, "PrivateUse1")
+        _libraries[namespace].impl(name, run, "CPU" if _REAL else "PrivateUse1")
         return run
 
     return add

@@ -214,7 +214,10 @@ class AcceleratorProvider(TorchProvider):
         return DeviceKVCopyPlan(source, target, self.module)
 
     def _register_kernels(self, table: KernelTable) -> None:
-        guarded = {name: self._on_device(kernel) for name, kernel in device_kernels.KERNELS.items()}
+        guarded = {
+            name: self._as_registered(name, kernel)
+            for name, kernel in device_kernels.KERNELS.items()
+        }
         kernels.register(table, self._supports, guarded)
         kernels.register(table, self._supports, self.fast_kernels, name=self.name, priority=10)
 
@@ -225,6 +228,11 @@ class AcceleratorProvider(TorchProvider):
 
     def _capture(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> Graph:
         return TorchGraph(self, self._ledgers.of(self.device), function, inputs)
+
+    def _as_registered(self, operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        """The kernel as it is put into the table for an operation."""
+        del operation
+        return self._on_device(kernel)
 
     @staticmethod
     def _on_device(kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,59 @@
+"""The backend ``ascend-l1``: the real provider on the real torch_npu, over a simulated device.
+
+Its kernels are reference kernels, as the descriptor says by ``level: L1``. The name is another than
+``ascend``, so that no report of it is taken for one of hardware.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sagellm_backend.devices import DeviceInfo
+from sagellm_backend.spec import BackendSpec, Probe
+
+HERE = Path(__file__).resolve().parent
+
+
+def probe():
+    return Probe.available(*(DeviceInfo(index, "simulated NPU") for index in range(2)))
+
+
+def build(config=None):
+    """A provider, made as any engine gets it; then the kernels that it asks torch_npu for."""
+    from sagellm_backend.ascend import startup
+
+    startup.load()
+    install()
+    from sagellm_backend.ascend import provider
+
+    for kind in (provider.AscendProvider, provider.AscendFP16Provider):
+        kind.name, kind.simulated = "ascend-l1", True
+    return startup.create_ascend_backend(config)
+
+
+def install():
+    """Put reference kernels before torch_npu's, for aten and for the vendor's operators."""
+    sys.path += [str(path) for path in (HERE.parent / "l0",) if str(path) not in sys.path]
+    import torch
+    from ascend_sim import kernels
+    from npu_l0.library import CHIP, SCHEMAS
+
+    kernels.install()
+    CHIP.version = torch.npu.get_soc_version()
+    for namespace in ("npu", "atb"):
+        names = [name.partition("::")[2] for name in SCHEMAS if name.startswith(f"{namespace}::")]
+        kernels.take(namespace, names, host=("seq_len",))
+
+
+SPEC = BackendSpec(
+    name="ascend-l1",
+    device_type="npu",
+    priority=1,
+    automatic=False,
+    array_framework="torch",
+    probe=probe,
+    factory="l1_backend:build",
+    contract=(1, 0),
+    package="ascend-l1",
+)
