@@ -39,11 +39,11 @@ def install():
     from ascend_sim import kernels
     from npu_l0.library import CHIP, SCHEMAS
 
-    kernels.install()
+    reference.install()
     CHIP.version = torch.npu.get_soc_version()
     for namespace in ("npu", "atb"):
         names = [name.partition("::")[2] for name in SCHEMAS if name.startswith(f"{namespace}::")]
-        kernels.take(namespace, names, host=("seq_len",))
+        reference.take(namespace, names, host=("seq_len",))
 
 
 SPEC = BackendSpec(
