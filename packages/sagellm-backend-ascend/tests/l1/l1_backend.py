@@ -7,6 +7,7 @@ Its kernels are reference kernels, as the descriptor says by ``level: L1``. The 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from sagellm_backend.devices import DeviceInfo
@@ -34,9 +35,13 @@ def build(config=None):
 
 def install():
     """Put reference kernels before torch_npu's, for aten and for the vendor's operators."""
-    sys.path += [str(path) for path in (HERE.parent / "l0",) if str(path) not in sys.path]
+    if str(HERE.parent / "l0") not in sys.path:
+        sys.path.append(str(HERE.parent / "l0"))
     import torch
-    from ascend_sim import kernels
+    from ascend_sim import kernels as reference
+
+    for name in ("kernels", "attention"):
+        import_module(f"npu_l0.{name}")
     from npu_l0.library import CHIP, SCHEMAS
 
     reference.install()
