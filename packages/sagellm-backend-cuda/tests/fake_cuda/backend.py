@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import types
 from pathlib import Path
+from unittest import mock
 
 import simdev
 import torch
 from fake_cuda.bindings import Driver
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from sagellm_backend.capability import Feature
-from sagellm_backend.cuda import kv, startup
+from sagellm_backend.cuda import startup
 from sagellm_backend.cuda.batches import DriverBatches
+from sagellm_backend.cuda.kv import CUDAKVCopyPlan
 from sagellm_backend.cuda.provider import CUDAProvider
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
 from sagellm_backend.spec import BackendSpec, Probe
 
-startup.begin = startup.occupy = lambda *_: None
-kv.handle_of = lambda queue: queue.stream_id
 CALLS = Path(os.environ.get("FAKE_CUDA_CALLS", os.devnull))
 """Where the size of each batch is noted."""
 
@@ -54,6 +55,20 @@ class Batches(DriverBatches):
         raise AssertionError(f"{address:#x} lies in no pool")
 
 
+class Plan(CUDAKVCopyPlan):
+    """A stream's number stands for its handle."""
+
+    @staticmethod
+    def _handle_of(queue):
+        return queue.stream_id
+
+
+def is_captured():
+    """Whether this thread's calls are being recorded by a simulated graph."""
+    mode = _get_current_dispatch_mode()
+    return mode is not None and type(mode).__name__ == "_Recorder"
+
+
 class Simulated(CUDAProvider):
     name = "cudasim"
     device_type = "simdev"
@@ -64,12 +79,17 @@ class Simulated(CUDAProvider):
     module = types.SimpleNamespace(
         **{name: value for name, value in vars(simdev.module).items() if name[0] != "_"},
         get_device_capability=lambda device: (7, 5),
+        is_current_stream_capturing=is_captured,
         can_device_access_peer=lambda one, other: one < other,
     )
 
+    def __init__(self, config=None):
+        with mock.patch.multiple(startup, begin=lambda *_: None, occupy=lambda *_: None):
+            super().__init__(config)
+
     def _kv_copy_plan(self, source, target):
         batches = Batches((source, target))
-        plan = kv.CUDAKVCopyPlan(source, target, self.module, batches)
+        plan = Plan(source, target, self.module, batches)
         plan._given = batches
         return plan
 

@@ -50,13 +50,13 @@ class CUDAKVCopyPlan(DeviceKVCopyPlan):
         self, batches: DriverBatches, targets: Numbers, sources: Numbers, sizes: Numbers
     ) -> None:
         current = self._module.current_stream(self._device)
-        queue = current if handle_of(current) else self._own
+        queue = current if self._handle_of(current) else self._own
         if queue is not current:
             self._follow(queue, current)
         # A call of the runtime makes its context this thread's, as those of the driver need it.
         queue.query()
         try:
-            batches.copy(targets, sources, sizes, handle_of(queue))
+            batches.copy(targets, sources, sizes, self._handle_of(queue))
         except RuntimeError:
             # What was queued of it must not write into blocks that the caller takes for its own.
             with contextlib.suppress(RuntimeError):
@@ -70,15 +70,15 @@ class CUDAKVCopyPlan(DeviceKVCopyPlan):
         """Where the current stream is the legacy default one, which the driver refuses."""
         return side_stream(self._module, self._device)
 
+    @staticmethod
+    def _handle_of(queue: Any) -> int:
+        """The driver's handle of a stream of torch; 0 for the legacy default stream."""
+        return int(queue.cuda_stream)
+
     def _follow(self, queue: Any, other: Any) -> None:
         event = native_event(self._module, timing=False)
         event.record(other)
         queue.wait_event(event)
-
-
-def handle_of(queue: Any) -> int:
-    """The driver's handle of a stream of torch; 0 for the legacy default stream."""
-    return int(queue.cuda_stream)
 
 
 def _addresses(pages: torch.Tensor, blocks: Ids) -> Numbers:

@@ -6,22 +6,25 @@ Written against torch 2.13 and its schemas; it has not run on such hardware yet.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 
 from sagellm_backend.capability import CapabilityDescriptor
 from sagellm_backend.config import ProviderConfig
-from sagellm_backend.cuda import attention, batches, startup, telemetry
+from sagellm_backend.cuda import attention, batches, flashinfer_kernels, startup, telemetry
 from sagellm_backend.cuda.batches import DriverBatches
+from sagellm_backend.cuda.flashinfer_plans import WORKSPACE, Plans
 from sagellm_backend.cuda.kv import CUDAKVCopyPlan
 from sagellm_backend.cuda.memory import RuntimeRegistrar
 from sagellm_backend.cuda.telemetry import Telemetry
 from sagellm_backend.dtypes import DType
+from sagellm_backend.errors import UnavailableError
+from sagellm_backend.hooks import Place
 from sagellm_backend.kv import KVCopyPlan, KVPool
 from sagellm_backend.ops.dispatch import KernelTable
-from sagellm_backend.torch_support import kernels
+from sagellm_backend.torch_support import device_kernels, kernels
 from sagellm_backend.torch_support.accelerator import AcceleratorProvider
 
 Config: TypeAlias = "Mapping[str, Any] | ProviderConfig | None"
@@ -70,6 +73,41 @@ class CUDAProvider(AcceleratorProvider):
             return
         flash = {"attention": attention.make(self._compute_capability())}
         kernels.register(table, self._supports_flash, flash, name="flash", priority=20)
+        library = flashinfer_kernels.load()
+        if library is not None:
+            self._register_flashinfer(table, library)
+
+    def _register_flashinfer(self, table: KernelTable, library: Any) -> None:
+        capability = self._compute_capability()
+        if capability < flashinfer_kernels.LEAST_CAPABILITY:
+            raise UnavailableError(
+                f"{flashinfer_kernels.VARIABLE} asks for flashinfer, which needs compute "
+                f"capability 8.0; {self.device} has {'.'.join(map(str, capability))}.",
+                hint=f"Unset {flashinfer_kernels.VARIABLE}.",
+            )
+        flash = not attention.shortfalls(capability)
+        otherwise = attention.make(capability) if flash else device_kernels.attention
+        plans = Plans(library, self.module, self._flashinfer_workspace)
+        found = flashinfer_kernels.offers(
+            library, plans, otherwise, self.module.is_current_stream_capturing
+        )
+        for operation, (kernel, limits) in found.items():
+            table.register(
+                operation,
+                self._on_device(kernel),
+                name="flashinfer",
+                priority=30,
+                supports=self._limited(limits),
+            )
+
+    def _flashinfer_workspace(self, device: torch.device) -> torch.Tensor:
+        return self._allocate_charged(WORKSPACE, Place("device", str(device))).zero_()
+
+    def _limited(self, limits: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        def supports(**static: Any) -> list[str]:
+            return [*self._supports(**static), *limits(**static)]
+
+        return supports
 
     def _supports_flash(self, dtype: DType | None = None, **static: Any) -> list[str]:
         return attention.shortfalls(self._compute_capability(), dtype, **static)
