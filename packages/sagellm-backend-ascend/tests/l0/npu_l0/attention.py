@@ -93,7 +93,7 @@ def decode(call):
 
 @operator("npu::npu_fused_infer_attention_score", A2_A3)
 def npu_fused_infer_attention_score(call):
-    return decode(call), torch.zeros(1, device=call.query.device)
+    return decode(call), torch.empty(0, device=call.query.device)
 
 
 def _decode_workspace(call):
@@ -152,7 +152,7 @@ def npu_fused_infer_attention_score_v2(call):
         hidden = causal(last - first, len(keys)) if call.sparse_mode == 3 else None
         out.append(attend(call.query[first:last], keys, values, call.softmax_scale, hidden))
         first = last
-    return back(torch.cat(out), call.query), torch.zeros(1, device=call.query.device)
+    return back(torch.cat(out), call.query), torch.empty(0, device=call.query.device)
 
 
 def check_mask(call):
