@@ -17,7 +17,7 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).resolve().parent
 _SOURCES = ("runtime.cpp", "kernels.cpp")
-_HEADERS = ("kernels.h", "memory.h", "streams.h", "tensors.h", "trace.h", "views.h")
+_HEADERS = ("kernels.h", "memory.h", "refuse.h", "streams.h", "tensors.h", "trace.h", "views.h")
 NAME = "libkunlun_sim.so"
 
 
@@ -56,10 +56,10 @@ def _compile(paddle: Path, target: Path) -> None:
         made = Path(scratch) / target.name
         command = [
             *(compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-fPIC", "-shared"),
-            f"-I{paddle / 'include'}",
+            *(f"-I{paddle / 'include'}", f"-isystem{paddle / 'include' / 'third_party'}"),
             *(str(_FOLDER / source) for source in _SOURCES),
             *("-o", str(made)),
-            *(f"-L{paddle / 'libs'}", "-l:libphi_core.so", "-lpthread"),
+            *(f"-L{paddle / 'libs'}", "-l:libphi_core.so", "-l:libcommon.so", "-lpthread"),
             "-Wl,-z,nodelete",  # threads of streams run until the process ends
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

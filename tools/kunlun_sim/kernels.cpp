@@ -62,7 +62,7 @@ std::vector<char> element(PD_Scalar* value, PD_DataType type) {
     case INT16: case UINT16: return bytes_of(int16_t(whole));
     case INT32: case UINT32: return bytes_of(int32_t(whole));
     case INT64: case UINT64: return bytes_of(whole);
-    default: throw std::invalid_argument("kunlun_sim: fill has no complex numbers");
+    default: refuse("fill has no complex numbers");
   }
 }
 
@@ -91,7 +91,7 @@ View slice(View view, size_t axis, int64_t start, int64_t end, int64_t step) {
 void set_value(Context context, In x, In value, PD_IntArray* starts, PD_IntArray* ends,
                PD_IntArray* steps, const Sizes* axes, const Sizes* dropped, const Sizes* added,
                Out out) {
-  if (!added->empty()) throw std::invalid_argument("kunlun_sim: set_value has no new axes");
+  if (!added->empty()) refuse("set_value has no new axes");
   View part = output_of(context, "set_value", x, out);
   if (!part.data) return;
   const auto at = [](PD_IntArray* numbers, size_t index) {
@@ -149,21 +149,21 @@ void put_rows(const View& target, const std::vector<View>& indices, const View& 
 void check_index(In index) {
   const PD_DataType type = type_of(index);
   if (type != INT32 && type != INT64) {
-    throw std::invalid_argument("kunlun_sim: indices are of int32 or int64");
+    refuse("indices are of int32 or int64");
   }
 }
 
 // Indices of one shape, as Paddle makes them; value has their shape and the rest of x, or less.
 void index_put(Context context, In x, const std::vector<In>* indices, In value, bool accumulate,
                Out out) {
-  if (accumulate) throw std::invalid_argument("kunlun_sim: index_put does not accumulate");
+  if (accumulate) refuse("index_put does not accumulate");
   const View to = output_of(context, "index_put", x, out);
   std::vector<View> places;
   for (In index : *indices) {
     check_index(index);
     places.push_back(view_of(index));
     if (places.back().sizes != places[0].sizes) {
-      throw std::invalid_argument("kunlun_sim: the indices are of different shapes");
+      refuse("the indices are of different shapes");
     }
   }
   const Sizes shape = places[0].sizes;
@@ -174,7 +174,7 @@ void index_put(Context context, In x, const std::vector<In>* indices, In value, 
   View from = view_of(value).broadcast(full);
   if (shape.size() != 1) {
     const View dense = view_of(value);
-    if (dense.sizes != full) throw std::invalid_argument("kunlun_sim: the value is broadcast");
+    if (dense.sizes != full) refuse("the value is broadcast");
     Sizes flat{count(shape)};
     flat.insert(flat.end(), full.begin() + long(shape.size()), full.end());
     from = View{dense.data, dense.width, flat, dense_strides(flat)};
@@ -183,7 +183,7 @@ void index_put(Context context, In x, const std::vector<In>* indices, In value, 
 }
 
 void scatter(Context context, In x, In index, In updates, bool overwrite, Out out) {
-  if (!overwrite) throw std::invalid_argument("kunlun_sim: scatter does not add");
+  if (!overwrite) refuse("scatter does not add");
   check_index(index);
   const View to = output_of(context, "scatter", x, out), places = view_of(index);
   const View from = view_of(updates);
@@ -200,7 +200,7 @@ void enroll(const char* name, Types in, Types attributes, void* kernel) {
     PD_RegisterPhiKernel(
         name, kDeviceType, PD_DataType(type), ANY, in.size(), in.data(), attributes.size(),
         attributes.data(), out.size(), out.data(), [](const PD_KernelKey*, PD_Kernel*) {},
-        [](PD_KernelContext*) { throw std::runtime_error("kunlun_sim: no static graphs"); },
+        [](PD_KernelContext*) { refuse("no static graphs"); },
         kernel);
   }
 }

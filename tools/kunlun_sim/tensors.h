@@ -2,7 +2,6 @@
 #pragma once
 
 #include <functional>
-#include <stdexcept>
 #include <type_traits>
 #include <utility>
 
@@ -21,7 +20,7 @@ using Out = PD_Tensor*;
 template <typename Result, typename... Wanted, typename... Given>
 Result ask(Result (*function)(Wanted...), Given... given) {
   const auto check = [](PD_Status status) {
-    if (status != C_SUCCESS) throw std::runtime_error("kunlun_sim: Paddle refused a call");
+    if (status != C_SUCCESS) refuse("Paddle refused a call");
   };
   PD_Status status = C_SUCCESS;
   if constexpr (std::is_void_v<Result>) {
@@ -41,7 +40,7 @@ inline size_t width_of(PD_DataType type) {
     case UINT32: case INT32: case FLOAT32: return 4;
     case UINT64: case INT64: case FLOAT64: case COMPLEX64: return 8;
     case COMPLEX128: return 16;
-    default: throw std::invalid_argument("kunlun_sim: no such data type");
+    default: refuse("no such data type");
   }
 }
 
@@ -55,12 +54,16 @@ inline Sizes sizes_of(In tensor) {
   return sizes;
 }
 
-// Without data where there are no elements.
+// Without data where there are no elements. Paddle gives strided copies whatever tensors there are.
 inline View view_of(In tensor) {
   View view{nullptr, width_of(type_of(tensor)), sizes_of(tensor), {}};
   view.strides = dense_strides(view.sizes);
   if (!count(view.sizes)) return view;
-  view.data = static_cast<char*>(untagged(ask(PD_TensorGetDataPointer, tensor)));
+  void* address = ask(PD_TensorGetDataPointer, tensor);
+  if (untagged(address) == address) {
+    refuse("a kernel of the device was given host memory");
+  }
+  view.data = static_cast<char*>(untagged(address));
   for (size_t axis = 0; axis < view.sizes.size(); ++axis) {
     view.strides[axis] = ask(PD_TensorGetStride, tensor, axis);
   }

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <numeric>
-#include <stdexcept>
 #include <vector>
+
+#include "refuse.h"
 
 namespace kunlun_sim {
 
@@ -34,12 +36,12 @@ struct View {
     View out{data, width, wanted, Sizes(wanted.size(), 0)};
     size_t extra = 0;  // leading ones that the other does not have
     while (sizes.size() - extra > wanted.size() && sizes[extra] == 1) ++extra;
-    if (sizes.size() - extra > wanted.size()) throw std::invalid_argument("too many dimensions");
+    if (sizes.size() - extra > wanted.size()) refuse("too many dimensions");
     const size_t shift = wanted.size() + extra - sizes.size();
     for (size_t axis = extra; axis < sizes.size(); ++axis) {
       const size_t to = axis - extra + shift;
       if (sizes[axis] != wanted[to] && sizes[axis] != 1) {
-        throw std::invalid_argument("shapes do not broadcast");
+        refuse("shapes do not broadcast");
       }
       out.strides[to] = sizes[axis] == 1 ? 0 : strides[axis];
     }

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-TOOLS = HERE.parents[3] / "tools"
+ROOT = HERE.parents[3]
+PLACES = "kunlun_sim:0,kunlun_sim:1"
 if find_spec("paddle") and "kunlun_sim" in os.environ.get("CUSTOM_DEVICE_ROOT", ""):
-    sys.path += [str(HERE), str(TOOLS)]
+    sys.path += [str(HERE), str(ROOT / "tools"), str(ROOT / "examples")]
+    os.environ["SAGELLM_KUNLUN_PLACES"] = PLACES
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Paddle warns of compilers that it does not find
         import paddle

@@ -98,6 +98,13 @@ def test_writing_into_columns(device):
     assert (view.numpy() == expected.reshape(12)).all()
 
 
+def test_strided_copies_between_host_and_device_are_refused(device):
+    """Paddle runs the source's kernel on both ends: the device's here, and the host's elsewhere."""
+    columns = paddle.transpose(paddle.zeros([3, 4]).cpu(), [1, 0])
+    with pytest.raises(ValueError, match="given host memory"):
+        columns.copy_(paddle.ones([4, 3]), True)
+
+
 def test_rows_are_put_by_two_indices(device):
     whole = paddle.to_tensor(numbers(3, 4, 2))
     rows, columns = paddle.to_tensor([2, 0, -1]), paddle.to_tensor([3, 1, 0])
