@@ -19,6 +19,7 @@ else:
     sys.path += [str(HERE), str(HERE.parents[3] / "tools")]
 
     import npu_l0.attention
+    import npu_l0.formats
     import npu_l0.kernels
     import npu_l0.module
     import torch

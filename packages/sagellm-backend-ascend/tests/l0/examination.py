@@ -101,6 +101,28 @@ def _write_and_read(backend, pool, dtype):
     return ""
 
 
+def linear_findings(backend):
+    """Weights that are used again, and again after each change."""
+    rng = np.random.default_rng(3)
+    target = operation("linear")
+    kernel = backend.get_kernel("linear", dtype="fp16")
+    for rows, columns in ((16, 32), (40, 33), (1, 32)):
+        x, weight = (rng.standard_normal((n, columns)).astype("f2") for n in (5, rows))
+        bias = rng.standard_normal(rows).astype("f2")
+        arrays = {name: backend.from_numpy(item) for name, item in (("x", x), ("weight", weight))}
+        problems = []
+        for turn in range(4):
+            if turn == 3:
+                arrays["weight"].mul_(2)
+                weight = weight * 2
+            got = backend.to_numpy(kernel(**arrays, bias=backend.from_numpy(bias)))
+            wanted = target.reference(x, weight, bias)
+            if np.abs(got - wanted).max() > 1e-2 * np.abs(wanted).max():
+                problems.append(f"use {turn} gives something else")
+        label = f"reused-{rows}x{columns}"
+        yield Finding("linear", "fp16", label, not problems, detail="; ".join(problems))
+
+
 def graph_findings(backend):
     """Graphs of decodes, where they are offered."""
     if Feature.GRAPH not in backend.capability().features:

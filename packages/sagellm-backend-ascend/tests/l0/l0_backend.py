@@ -19,6 +19,7 @@ def probe():
 def build(config=None):
     """A provider on the chip whose SoC version ``L0_CHIP`` holds."""
     import npu_l0.attention
+    import npu_l0.formats
     import npu_l0.kernels
     import npu_l0.module
     import torch

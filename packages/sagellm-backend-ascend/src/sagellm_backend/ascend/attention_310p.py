@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sagellm_backend.ascend.linear import FRACTAL_NZ, TILE
 from sagellm_backend.ascend.soc import BLOCK_SIZE
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.dtypes import DType
@@ -21,8 +22,6 @@ from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support import device_kernels, step
 from sagellm_backend.torch_support.misuse import require_one_device
 
-FRACTAL_NZ = 29
-_TILE = 16
 _MAX_DIM = 128
 _MAX_BATCH = 2000
 
@@ -55,8 +54,8 @@ def limits(
         found.append("they have no softcap")
     if block_size not in (None, BLOCK_SIZE):
         found.append(f"they take blocks of {BLOCK_SIZE}, not {block_size}")
-    if head_dim is not None and (head_dim % _TILE or head_dim > _MAX_DIM):
-        found.append(f"heads of {head_dim} are no multiple of {_TILE} up to {_MAX_DIM}")
+    if head_dim is not None and (head_dim % TILE or head_dim > _MAX_DIM):
+        found.append(f"heads of {head_dim} are no multiple of {TILE} up to {_MAX_DIM}")
     return [f"atb: {reason}" for reason in found]
 
 
@@ -115,7 +114,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, scale:
 def _in_tiles(cache: Tensor, blocks: Tensor) -> Tensor:
     """Blocks of a cache as (blocks, heads * size / 16, tokens, 16), in the format FRACTAL_NZ."""
     rows = cache.index_select(0, blocks).flatten(2)
-    tiles = rows.view(*rows.shape[:2], -1, _TILE).transpose(1, 2).contiguous()
+    tiles = rows.view(*rows.shape[:2], -1, TILE).transpose(1, 2).contiguous()
     cast: Tensor = torch.ops.npu.npu_format_cast(tiles, FRACTAL_NZ)
     return cast
 
@@ -138,14 +137,14 @@ def _prefill(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, scale
 
 def _aligned(x: Tensor) -> Tensor:
     """``x`` with rows up to a multiple of 16."""
-    return functional.pad(x, (0, 0, 0, 0, 0, -x.shape[0] % _TILE)).contiguous()
+    return functional.pad(x, (0, 0, 0, 0, 0, -x.shape[0] % TILE)).contiguous()
 
 
 def _mask(length: int, batch: int, device: torch.device) -> Tensor:
     """The causal mask, -inf where hidden, as (batch, size / 16, size, 16) in FRACTAL_NZ."""
-    size = length + -length % _TILE
+    size = length + -length % TILE
     mask = torch.full((size, size), -torch.inf, dtype=torch.float16, device=device).triu(1)
-    tiles = mask.view(1, size, size // _TILE, _TILE).transpose(1, 2)
+    tiles = mask.view(1, size, size // TILE, TILE).transpose(1, 2)
     cast: Tensor = torch.ops.npu.npu_format_cast(
         tiles.repeat(batch, 1, 1, 1).contiguous(), FRACTAL_NZ
     )

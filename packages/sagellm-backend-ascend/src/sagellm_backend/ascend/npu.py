@@ -24,5 +24,13 @@ class Stream:
     """Streams answer without waiting."""
 
 
+def allow_nz() -> None:
+    """Let arrays of this process be cast to FRACTAL_NZ: without it, a cast leaves them as they are.
+
+    The setting is the process's, and stays.
+    """
+    torch.npu.config.allow_internal_format = True  # type: ignore[attr-defined] # by torch_npu
+
+
 def __getattr__(name: str) -> Any:
     return getattr(torch.npu, name)  # type: ignore[attr-defined] # by torch_npu

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 from sagellm_backend import frameworks
 from sagellm_backend.ascend import attention, attention_310p, faults, kernels, npu, soc, startup
 from sagellm_backend.ascend.graphs import AscendGraph
+from sagellm_backend.ascend.linear import NZLinear
 from sagellm_backend.capability import CapabilityDescriptor, Feature
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.dtypes import DType
@@ -48,6 +49,8 @@ class AscendProvider(AcceleratorProvider):
     def __init__(self, config: Config = None) -> None:
         parsed = _parse(config)
         self.family = startup.begin(self.module)
+        if self.family.nz:
+            npu.allow_nz()
         super().__init__(parsed)
         startup.occupy(self.module, self.device)
 
@@ -66,9 +69,24 @@ class AscendProvider(AcceleratorProvider):
 
     def _register_kernels(self, table: KernelTable) -> None:
         super()._register_kernels(table)
-        for operation, (kernel, limits) in offers(self.family).items():
+        for operation, (kernel, limits) in self._offers().items():
             supports, watched = self._limited(limits), self._as_registered(operation, kernel)
             table.register(operation, watched, name="npu", priority=10, supports=supports)
+
+    def _offers(self) -> dict[str, kernels.Offer]:
+        found = dict(offers(self.family))
+        if "linear" in self.family.fused:
+            found["linear"] = self._nz.linear, kernels.half_limits
+        return found
+
+    @functools.cached_property
+    def _nz(self) -> NZLinear:
+        account = self.device
+        return NZLinear(lambda: self._ledgers.of(account), lambda: self._device_memory(account))
+
+    def _clear_cache(self) -> None:
+        self._nz.clear(for_good=self.closed)
+        super()._clear_cache()
 
     def _as_registered(self, operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         watched = faults.settled if is_blocking(self.device) else faults.named
@@ -110,8 +128,8 @@ def create(config: Config = None) -> AscendProvider:
 
 def offers(family: soc.Family) -> dict[str, kernels.Offer]:
     """The operations that the vendor's operators compute on a family."""
-    found = dict(kernels.KERNELS_310P if family.nz_cache else kernels.KERNELS)
-    chosen = attention_310p if family.nz_cache else attention
+    found = dict(kernels.KERNELS_310P if family.nz else kernels.KERNELS)
+    chosen = attention_310p if family.nz else attention
     found["attention"] = (chosen.attention, chosen.limits)
     return {name: offer for name, offer in found.items() if name in family.fused}
 

@@ -25,9 +25,9 @@ class Family:
     """Chips that take the same operators.
 
     ``fused`` are the operations of our table for which the vendor documents an operator on this
-    family; all others run in plain torch. ``nz_cache`` says that its paged attention reads caches
-    in the order FRACTAL_NZ, (blocks, heads * size / 16, tokens, 16), and ``graphs`` that captured
-    calls can be told other lengths.
+    family; all others run in plain torch. ``nz`` says that weights and the caches of paged
+    attention are in the order FRACTAL_NZ there, caches as (blocks, heads * size / 16, tokens, 16),
+    and ``graphs`` that captured calls can be told other lengths.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Family:
     names: tuple[str, ...] = ()
     pci: str = ""
     fused: frozenset[str] = frozenset()
-    nz_cache: bool = False
+    nz: bool = False
     graphs: bool = False
 
 
@@ -69,8 +69,8 @@ FAMILIES = (
         range(200, 206),
         ("Ascend310P",),
         pci="0xd500",
-        fused=frozenset({"rms_norm", "add_rms_norm", "silu_and_mul", "attention"}),
-        nz_cache=True,
+        fused=frozenset({"rms_norm", "add_rms_norm", "silu_and_mul", "attention", "linear"}),
+        nz=True,
     ),
     Family("910", _HALF, range(100, 105), ("Ascend910",), pci="0xd801"),
     Family("310B", _ALL, range(240, 244), ("Ascend310B",)),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from npu_l0.kernels import A2_A3, EVERY, back, wide
+from npu_l0.kernels import A2_A3, back, wide
 from npu_l0.library import demand, operator
 
 HALF = (torch.float16, torch.bfloat16)
 INFERENCE_310P = range(200, 206)
-NZ = 29
 UNUSED = [
     "pse_shift",
     "dequant_scale1",
@@ -169,13 +168,6 @@ def check_mask(call):
 def causal(queries, keys):
     """What is hidden, with the last query at the last key."""
     return torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
-
-
-@operator("npu::npu_format_cast", EVERY)
-def npu_format_cast(call):
-    demand(call.acl_format == NZ, f"format {call.acl_format}")
-    demand(call.input.is_contiguous(), "not contiguous")
-    return call.input.clone()
 
 
 def _paged_workspace(call):

@@ -26,11 +26,13 @@ CALLED = set()
 CHIP = SimpleNamespace(version=222)
 """The chip that is there now, by its SoC version."""
 
-_REAL = "torch_npu" in sys.modules
+IS_REAL = "torch_npu" in sys.modules
+"""Whether the operators are those of the real torch_npu."""
+
 _libraries = {
-    name: torch.library.Library(name, "IMPL" if _REAL else "DEF") for name in ("npu", "atb")
+    name: torch.library.Library(name, "IMPL" if IS_REAL else "DEF") for name in ("npu", "atb")
 }
-if not _REAL:
+if not IS_REAL:
     for _name, _schema in SCHEMAS.items():
         _libraries[_name.partition("::")[0]].define(_schema)
 
@@ -64,7 +66,7 @@ def operator(qualified, *versions):
             return kernel(SimpleNamespace(**call))
 
         namespace, name = qualified.split("::")
-        _libraries[namespace].impl(name, run, "CPU" if _REAL else "PrivateUse1")
+        _libraries[namespace].impl(name, run, "CPU" if IS_REAL else "PrivateUse1")
         return run
 
     return add
