@@ -1,7 +1,7 @@
-// The kernels that the device cannot do without: those that move elements, and those that write into
-// a tensor in place. For everything else Paddle copies to the host, runs its CPU kernel and copies
-// back; it has no such way for strided tensors, and gives a tensor that is written in place new
-// memory, so that its views are left behind.
+// The kernels that the device cannot do without: those that move elements, and those that write
+// into a tensor in place. For everything else Paddle copies to the host, runs its CPU kernel and
+// copies back; it has no such way for strided tensors, and gives a tensor that is written in place
+// new memory, so that its views are left behind.
 //
 // All of them are work of the current stream and return before it is done.
 
@@ -110,50 +110,38 @@ void set_value(Context context, In x, In value, PD_IntArray* starts, PD_IntArray
   submit(context, "set_value", [from, target] { copy(from, target); });
 }
 
-// An index of the device's memory, of int32 or int64.
-int64_t number(const View& index, int64_t place) {
-  const char* at = index.data + place * int64_t(index.width);
+void check_index(In index) {
+  const PD_DataType type = type_of(index);
+  if (type != INT32 && type != INT64) refuse("indices are of int32 or int64");
+}
+
+int64_t number(const View& index, const Sizes& place) {
+  const char* at = index.at(place);
   return index.width == 8 ? *reinterpret_cast<const int64_t*>(at)
                           : *reinterpret_cast<const int32_t*>(at);
 }
 
-// Writes value[i, ...] to target[index_0[i], index_1[i], ..., ...]; the last of equal ones stays.
-// A row outside of the target is left out, as the device cannot raise.
-void put_rows(const View& target, const std::vector<View>& indices, const View& value) {
-  const size_t axes = indices.size();
-  const int64_t rows = count(indices[0].sizes);
-  const Sizes rest(target.sizes.begin() + long(axes), target.sizes.end());
-  const View row{target.data, target.width, rest,
-                 Sizes(target.strides.begin() + long(axes), target.strides.end())};
-  Sizes sizes{rows};
-  sizes.insert(sizes.end(), rest.begin(), rest.end());
-  const View all = value.broadcast(sizes);
-  View source{value.data, value.width, rest, Sizes(all.strides.begin() + 1, all.strides.end())};
-  for (int64_t one = 0; one < rows; ++one) {
-    int64_t offset = 0;
-    bool inside = true;
-    for (size_t axis = 0; axis < axes; ++axis) {
-      int64_t place = number(indices[axis], one);
-      if (place < 0) place += target.sizes[axis];
-      inside &= place >= 0 && place < target.sizes[axis];
-      offset += place * target.strides[axis];
+// target[index_0[i], index_1[i], ...] = value[i] for every place i of the shape; the last of equal
+// ones stays. What lies outside of the target is left out, as the device cannot raise.
+void put(const View& target, const std::vector<View>& indices, const Sizes& shape,
+         const View& value) {
+  View to = target.inner(indices.size()), from = value.inner(shape.size());
+  for_each_place(shape, shape.size(), [&](const Sizes& place) {
+    Sizes row;
+    for (size_t axis = 0; axis < indices.size(); ++axis) {
+      const int64_t size = target.sizes[axis], found = number(indices[axis], place);
+      row.push_back(found < 0 ? found + size : found);
+      if (row.back() < 0 || row.back() >= size) {
+        trace().write("outside", found, "of", size);
+        return;
+      }
     }
-    if (!inside) { trace().write("outside", one); continue; }
-    View to = row;
-    to.data += offset * int64_t(row.width);
-    source.data = value.data + one * all.strides[0] * int64_t(value.width);
-    copy(source, to);
-  }
+    to.data = target.at(row);
+    from.data = value.at(place);
+    copy(from, to);
+  });
 }
 
-void check_index(In index) {
-  const PD_DataType type = type_of(index);
-  if (type != INT32 && type != INT64) {
-    refuse("indices are of int32 or int64");
-  }
-}
-
-// Indices of one shape, as Paddle makes them; value has their shape and the rest of x, or less.
 void index_put(Context context, In x, const std::vector<In>* indices, In value, bool accumulate,
                Out out) {
   if (accumulate) refuse("index_put does not accumulate");
@@ -162,33 +150,24 @@ void index_put(Context context, In x, const std::vector<In>* indices, In value, 
   for (In index : *indices) {
     check_index(index);
     places.push_back(view_of(index));
-    if (places.back().sizes != places[0].sizes) {
-      refuse("the indices are of different shapes");
-    }
   }
-  const Sizes shape = places[0].sizes;
+  const Sizes shape = common_shape(places);
   if (!count(shape)) return;
-  // Rows are counted along one axis.
-  Sizes full = shape;
-  full.insert(full.end(), to.sizes.begin() + long(places.size()), to.sizes.end());
-  View from = view_of(value).broadcast(full);
-  if (shape.size() != 1) {
-    const View dense = view_of(value);
-    if (dense.sizes != full) refuse("the value is broadcast");
-    Sizes flat{count(shape)};
-    flat.insert(flat.end(), full.begin() + long(shape.size()), full.end());
-    from = View{dense.data, dense.width, flat, dense_strides(flat)};
-  }
-  submit(context, "index_put", [=] { put_rows(to, places, from); });
+  for (View& place : places) place = place.broadcast(shape);
+  Sizes sizes = shape;
+  sizes.insert(sizes.end(), to.sizes.begin() + long(places.size()), to.sizes.end());
+  const View from = view_of(value).broadcast(sizes);
+  submit(context, "index_put", [=] { put(to, places, shape, from); });
 }
 
 void scatter(Context context, In x, In index, In updates, bool overwrite, Out out) {
   if (!overwrite) refuse("scatter does not add");
   check_index(index);
-  const View to = output_of(context, "scatter", x, out), places = view_of(index);
-  const View from = view_of(updates);
-  if (!count(places.sizes)) return;
-  submit(context, "scatter", [=] { put_rows(to, {places}, from); });
+  const View to = output_of(context, "scatter", x, out), from = view_of(updates);
+  View places = view_of(index);
+  places = View{places.data, places.width, {count(places.sizes)}, {1}};  // it may be a column
+  if (!places.sizes[0]) return;
+  submit(context, "scatter", [=] { put(to, {places}, places.sizes, from); });
 }
 
 constexpr auto kTensor = PD_ARG_TYPE_TENSOR;

@@ -1,8 +1,8 @@
 // A custom device for Paddle in host memory: type kunlun_sim, two devices.
 //
-// Asynchronous copies are work of streams and run on their threads. Copies without a stream are done
-// by the caller at once, as the ABI says, and order themselves after nothing: Paddle waits for its
-// current stream before it asks for one.
+// Asynchronous copies are work of streams and run on their threads. Copies without a stream are
+// done by the caller at once, as the ABI says, and order themselves after nothing: Paddle waits for
+// its current stream before it asks for one.
 
 #include <array>
 #include <chrono>
@@ -167,7 +167,8 @@ C_Status copy_async(const C_Device device, C_Stream stream, void* to, const void
                     size_t size) {
   if (!valid(way, device, to, from, size)) return C_ERROR;
   std::vector<char> staged;
-  if (way == kH2D) staged.assign(static_cast<const char*>(from), static_cast<const char*>(from) + size);
+  const auto* bytes = static_cast<const char*>(from);
+  if (way == kH2D) staged.assign(bytes, bytes + size);
   auto work = [=, staged = std::move(staged)] {
     std::memmove(untagged(to), way == kH2D ? staged.data() : untagged(from), size);
   };
@@ -185,7 +186,8 @@ C_Status copy_peer(const C_Device target, const C_Device source, void* to, const
 C_Status copy_peer_async(const C_Device target, const C_Device source, C_Stream stream, void* to,
                          const void* from, size_t size) {
   if (!memory(target).owns(to, size) || !memory(source).owns(from, size)) return C_ERROR;
-  of(stream).submit("copy_p2p", [=] { std::memmove(untagged(to), untagged(from), size); }, "bytes", size);
+  auto work = [=] { std::memmove(untagged(to), untagged(from), size); };
+  of(stream).submit("copy_p2p", work, "bytes", size);
   return C_SUCCESS;
 }
 

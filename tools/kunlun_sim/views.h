@@ -1,6 +1,7 @@
 // Where the elements of a tensor lie, and copies from one such place to another.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -31,6 +32,19 @@ struct View {
   Sizes sizes;
   Sizes strides;
 
+  // Of the first axes, as many as place has.
+  char* at(const Sizes& place) const {
+    int64_t offset = 0;
+    for (size_t axis = 0; axis < place.size(); ++axis) offset += place[axis] * strides[axis];
+    return data + offset * int64_t(width);
+  }
+
+  // All but the first axes.
+  View inner(size_t axes) const {
+    return {data, width, {sizes.begin() + long(axes), sizes.end()},
+            {strides.begin() + long(axes), strides.end()}};
+  }
+
   // With leading axes of stride 0, and stride 0 where one element serves many, as NumPy has it.
   View broadcast(const Sizes& wanted) const {
     View out{data, width, wanted, Sizes(wanted.size(), 0)};
@@ -49,6 +63,32 @@ struct View {
   }
 };
 
+// The shape that all of them broadcast to.
+inline Sizes common_shape(const std::vector<View>& views) {
+  Sizes shape;
+  for (const View& view : views) {
+    const size_t axes = std::max(shape.size(), view.sizes.size());
+    shape.insert(shape.begin(), axes - shape.size(), 1);
+    for (size_t back = 1; back <= view.sizes.size(); ++back) {
+      int64_t& size = shape[shape.size() - back];
+      if (size == 1) size = view.sizes[view.sizes.size() - back];
+    }
+  }
+  return shape;
+}
+
+// Calls visit(place) for every index of the first axes, the last fastest.
+template <typename Visit>
+void for_each_place(const Sizes& sizes, size_t axes, Visit visit) {
+  Sizes place(axes, 0);
+  for (;;) {
+    visit(place);
+    size_t axis = axes;
+    while (axis > 0 && ++place[axis - 1] == sizes[axis - 1]) place[--axis] = 0;
+    if (axis == 0) return;
+  }
+}
+
 // How many elements at the end lie densely in both.
 inline int64_t dense_run(const View& one, const View& other, size_t& outer) {
   int64_t run = 1;
@@ -66,19 +106,9 @@ inline void copy(const View& from, const View& to) {
   if (!count(from.sizes)) return;
   size_t outer = 0;
   const size_t bytes = size_t(dense_run(from, to, outer)) * from.width;
-  Sizes place(outer, 0);
-  for (;;) {
-    int64_t source = 0, target = 0;
-    for (size_t axis = 0; axis < outer; ++axis) {
-      source += place[axis] * from.strides[axis];
-      target += place[axis] * to.strides[axis];
-    }
-    std::memmove(to.data + target * int64_t(to.width), from.data + source * int64_t(from.width),
-                 bytes);
-    size_t axis = outer;
-    while (axis > 0 && ++place[axis - 1] == from.sizes[axis - 1]) place[--axis] = 0;
-    if (axis == 0) return;
-  }
+  for_each_place(from.sizes, outer, [&](const Sizes& place) {
+    std::memmove(to.at(place), from.at(place), bytes);
+  });
 }
 
 }  // namespace kunlun_sim

@@ -114,6 +114,15 @@ def test_rows_are_put_by_two_indices(device):
     assert (whole.numpy() == expected).all()
 
 
+def test_rows_and_columns_of_indices_are_broadcast(device):
+    whole = paddle.to_tensor(numbers(3, 4, 2))
+    rows, columns = paddle.to_tensor([[2], [0]]), paddle.to_tensor([[3, 1, 0]])
+    whole.index_put_((rows, columns), paddle.to_tensor(-numbers(2, 3, 2)))
+    expected = numbers(3, 4, 2)
+    expected[np.array([[2], [0]]), np.array([[3, 1, 0]])] = -numbers(2, 3, 2)
+    assert (whole.numpy() == expected).all()
+
+
 class TestStreams:
     def test_work_of_a_stream_does_not_hold_up_the_caller(self, device):
         stream = device.Stream()
