@@ -43,7 +43,7 @@ def attention(
     check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
     if metadata.block_table is not None and BLOCKS not in metadata.native:
         prepare(metadata, q.device)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out = q.new_empty(q.shape)  # empty_like with a format warns on NPUs
     for sequence in range(metadata.batch):
         first, last = int(metadata.cu_query[sequence]), int(metadata.cu_query[sequence + 1])
         keys, values = _keys_of(sequence, k, v, metadata)

@@ -39,6 +39,8 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dim() != 2 or not weight.numel() or weight.dtype not in FLOATING:
         raise MisuseError
+    if x.dtype is not weight.dtype:  # which a device may find out when the call is over
+        raise MisuseError
     if bias is not None and bias.shape != weight.shape[:1]:
         raise MisuseError
     return _linear(x, weight, bias)
@@ -47,7 +49,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     if not a.dim() == b.dim() >= 2 or a.shape[:-2] != b.shape[:-2]:
         raise MisuseError
-    if a.dtype not in FLOATING or 0 in b.shape[-2:]:
+    if a.dtype not in FLOATING or a.dtype is not b.dtype or 0 in b.shape[-2:]:
         raise MisuseError
     return torch.matmul(a, b)
 
