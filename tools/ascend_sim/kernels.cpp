@@ -117,16 +117,26 @@ struct Call {
   }
 
   // The argument that a result is, where the schema says that it is one.
-  const at::Tensor* written(size_t result) const {
+  std::optional<at::Tensor> written(size_t result) const {
     const auto* alias = op.schema().returns()[result].alias_info();
-    if (!alias || !alias->isWrite()) return nullptr;
     for (size_t index = 0; index < arguments.size(); ++index) {
-      const auto* other = op.schema().arguments()[index].alias_info();
-      if (other && other->beforeSets() == alias->beforeSets() && arguments[index].isTensor()) {
-        return &arguments[index].toTensor();
+      const c10::Argument& argument = op.schema().arguments()[index];
+      const auto* other = argument.alias_info();
+      const bool same = alias && alias->isWrite() && other && other->beforeSets() == alias->beforeSets();
+      if (same && arguments[index].isTensor()) return arguments[index].toTensor();
+      // The vendor's schemas with a list of outputs do not say that these are the results.
+      if (argument.name() == "out" && arguments[index].isTensorList()) {
+        return arguments[index].toTensorList().get(result);
       }
     }
-    return nullptr;
+    return std::nullopt;
+  }
+
+  bool makes_nothing_new() const {
+    for (size_t index = 0; index < op.schema().returns().size(); ++index) {
+      if (!written(index)) return false;
+    }
+    return true;
   }
 };
 
@@ -145,7 +155,7 @@ struct Results {
     Results made;
     made.fresh.resize(inferred.size());
     for (size_t index = 0; index < inferred.size(); ++index) {
-      if (const at::Tensor* target = call.written(index)) {
+      if (const auto target = call.written(index)) {
         const at::Tensor& wanted = inferred[index].toTensor();
         if (target->sizes() != wanted.sizes()) target->resize_(wanted.sizes());
         made.given.push_back(*target);
@@ -168,7 +178,6 @@ void run_on_host(const c10::OperatorHandle& op, Stack& stack) {
 }
 
 bool infer(const Call& call, Stack& stack) {
-  if (call.op.schema().returns().empty()) return true;
   stack = call.on(c10::Device(at::kMeta), as_meta);
   try {
     run_on_host(call.op, stack);
@@ -201,6 +210,8 @@ aclError compute(const c10::OperatorHandle& op, Stack stack, const std::vector<T
     run_on_host(op, stack);
     deliver(stack, into);
     return ACL_SUCCESS;
+  } catch (const c10::Error& error) {
+    return fail(ACL_ERROR_RT_AICORE_EXCEPTION, error.what_without_backtrace());
   } catch (const std::exception& error) {
     return fail(ACL_ERROR_RT_AICORE_EXCEPTION, error.what());
   }
@@ -230,15 +241,25 @@ std::unordered_map<std::string, std::set<std::string>>& host_arguments() {
   return *kept;
 }
 
-// The vendor's operators read each argument where it belongs, on the device or on the host.
+// Operators read each argument where it belongs: on the one device, or on the host. Of aten's that
+// are numbers, and lists of indices; of the vendor's what take() was told.
 void check_places(const Call& call) {
-  const auto found = host_arguments().find(call.op.operator_name().getNamespace().value().data());
-  if (found == host_arguments().end()) return;
+  const auto found = host_arguments().find(std::string(call.op.operator_name().getNamespace().value()));
+  const bool vendor = found != host_arguments().end();
   for (size_t index = 0; index < call.arguments.size(); ++index) {
+    const IValue& value = call.arguments[index];
     const std::string& name = call.op.schema().arguments()[index].name();
-    const bool on_host = found->second.count(name) != 0;
-    visit(call.arguments[index], [&](const at::Tensor& tensor) {
-      TORCH_CHECK(is_npu(tensor) != on_host, name, on_host ? " is not on the host" : " is not on the device");
+    const bool on_host = vendor && found->second.count(name) != 0;
+    visit(value, [&](const at::Tensor& tensor) {
+      if (is_npu(tensor)) {
+        TORCH_CHECK(!on_host, name, " is not on the host");
+        TORCH_CHECK(tensor.device() == call.device,
+                    "Expected all tensors to be on the same device, but found at least two devices, ",
+                    tensor.device(), " and ", call.device, "!");
+      } else {
+        const bool fits = vendor ? on_host : !tensor.dim() || (value.isList() && !value.isTensorList());
+        TORCH_CHECK(fits, "Expected NPU tensor, but ", name, " is on ", tensor.device());
+      }
     });
   }
 }
@@ -260,7 +281,13 @@ void run(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
   };
   Stack inferred;
   Results results;
-  if (infer(call, inferred)) {
+  // Outputs of the vendor's operators have their shapes already; those of aten may be resized.
+  if (op.operator_name().getNamespace() != "aten" && call.makes_nothing_new()) {
+    for (size_t index = 0; index < op.schema().returns().size(); ++index) {
+      results.given.emplace_back(*call.written(index));
+    }
+    launch(call, arguments(), {});
+  } else if (infer(call, inferred)) {
     results = Results::of(call, inferred);
     launch(call, arguments(), viewed(results));
   } else {
@@ -310,9 +337,9 @@ std::vector<std::unique_ptr<torch::Library>>& libraries() {
   return *kept;
 }
 
-std::unique_ptr<torch::Library> implementations(const std::string& space) {
-  return std::make_unique<torch::Library>(torch::Library::IMPL, space,
-                                          c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+std::unique_ptr<torch::Library> implementations(
+    const std::string& space, c10::DispatchKey key = c10::DispatchKey::PrivateUse1) {
+  return std::make_unique<torch::Library>(torch::Library::IMPL, space, key, __FILE__, __LINE__);
 }
 
 // Put the kernels before torch_npu's, for operators of a namespace by name and overload.
@@ -342,6 +369,10 @@ void take_copies() {
     return tensor.is_contiguous(format) ? tensor : tensor.clone(format);
   });
   libraries().push_back(std::move(library));
+  // torch_npu decides before autograd that this is one call of a fused operator.
+  auto early = implementations("aten", c10::DispatchKey::AutogradPrivateUse1);
+  early->impl("scaled_dot_product_attention", torch::CppFunction::makeFromBoxedFunction<&run>());
+  libraries().push_back(std::move(early));
 }
 
 }  // namespace

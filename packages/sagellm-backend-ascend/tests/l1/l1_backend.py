@@ -10,10 +10,16 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from sagellm_backend import DType
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.spec import BackendSpec, Probe
 
 HERE = Path(__file__).resolve().parent
+REFERENCES = ("kernels", "formats", "attention")
+THEIRS = "get_npu_format"
+"""Needs no kernel: torch_npu knows the formats of its arrays."""
+
+_LIBRARIES = []
 
 
 def probe():
@@ -30,6 +36,7 @@ def build(config=None):
 
     for kind in (provider.AscendProvider, provider.AscendFP16Provider):
         kind.name, kind.simulated = "ascend-l1", True
+        kind.flush_subnormals = (DType.BF16,)  # as the CPU's own products do
     return startup.create_ascend_backend(config)
 
 
@@ -40,7 +47,7 @@ def install():
     import torch
     from ascend_sim import kernels as reference
 
-    for name in ("kernels", "attention"):
+    for name in REFERENCES:
         import_module(f"npu_l0.{name}")
     from npu_l0.library import CHIP, SCHEMAS
 
@@ -48,7 +55,19 @@ def install():
     CHIP.version = torch.npu.get_soc_version()
     for namespace in ("npu", "atb"):
         names = [name.partition("::")[2] for name in SCHEMAS if name.startswith(f"{namespace}::")]
-        reference.take(namespace, names, host=("seq_len",))
+        taken = [name for name in names if name != THEIRS]
+        reference.take(namespace, taken, host=("seq_len",))
+    _infer("npu::npu_format_cast", lambda x, *_, **__: torch.empty_like(x))
+
+
+def _infer(qualified, function):
+    """What torch_npu has no meta kernel for: the shapes of an operator's results."""
+    import torch
+
+    namespace, name = qualified.split("::")
+    library = torch.library.Library(namespace, "IMPL")
+    library.impl(name, function, "Meta")
+    _LIBRARIES.append(library)
 
 
 SPEC = BackendSpec(

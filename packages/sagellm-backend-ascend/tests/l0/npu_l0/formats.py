@@ -21,7 +21,9 @@ def npu_format_cast(call):
     demand(
         IS_REAL or CONFIG.allow_internal_format, "internal formats are not allowed in this process"
     )
-    demand(call.acl_format == NZ, f"format {call.acl_format}")
+    demand(
+        call.acl_format == NZ or (IS_REAL and call.acl_format == ND), f"format {call.acl_format}"
+    )
     demand(call.input.is_contiguous(), "not contiguous")
     cast = call.input.clone()
     storage = cast.untyped_storage()
