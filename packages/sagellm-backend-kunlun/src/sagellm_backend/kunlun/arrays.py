@@ -58,12 +58,15 @@ def dtype_of(tensor: Any) -> DType:
 def as_tensor(array: npt.NDArray[Any]) -> Any:
     """A CPU tensor over the memory of a contiguous host array."""
     dtype = DType.parse(array.dtype)
-    if not array.flags.writeable:
-        array = array.copy()
+    flat = array.reshape(-1)
+    # What has one element may have any stride, by which Paddle takes it for scattered.
+    if not array.flags.writeable or flat.strides != (flat.itemsize,):
+        flat = flat.copy()
     carrier = _CARRIERS.get(dtype)
     if carrier is None:
-        return paddle.from_dlpack(array)
-    return paddle.from_dlpack(array.view(carrier)).view(PADDLE_DTYPES[dtype])
+        return paddle.from_dlpack(flat).view(list(array.shape))
+    tensor = paddle.from_dlpack(flat.view(carrier)).view(PADDLE_DTYPES[dtype])
+    return tensor.view(list(array.shape))
 
 
 def overwrite(tensor: Any, values: npt.NDArray[Any]) -> None:
