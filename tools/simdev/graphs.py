@@ -2,6 +2,9 @@
 
 As on CUDA, what is captured does no work until it is replayed, and what would wait for the device
 cannot be captured. A replay calls every operator again on the current stream.
+
+Graphs of one pool may use the same memory: a replay overwrites what the others of its pool have
+made, all of it, where CUDA would only where it lies in the same place.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _numbers = itertools.count(1)
-_pools: weakref.WeakValueDictionary[tuple[int, int], CUDAGraph] = weakref.WeakValueDictionary()
+_graphs: weakref.WeakSet[CUDAGraph] = weakref.WeakSet()
 _WAITING = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "item")
 
 
@@ -28,7 +31,11 @@ class CUDAGraph:
         self._pool = (0, next(_numbers))
         self._recorder: _Recorder | None = None
         self._recording = ExitStack()
-        _pools[self._pool] = self
+        _graphs.add(self)
+
+    def share(self, pool: tuple[int, int]) -> None:
+        """Use the memory of a pool, from the next capture on."""
+        self._pool = pool
 
     def pool(self) -> tuple[int, int]:
         """The name of the memory that the graph keeps."""
@@ -49,6 +56,9 @@ class CUDAGraph:
         """Call what was recorded, in its order; results go where the first ones lie."""
         if self._recorder is None:
             raise RuntimeError("replay of a graph that was not captured")
+        for other in list(_graphs):
+            if other is not self and other.pool() == self._pool:
+                other.poison()
         for func, args, kwargs, result in self._recorder.calls:
             again = tree_leaves(func(*args, **kwargs))
             for old, new in zip(tree_leaves(result), again, strict=True):
@@ -58,6 +68,11 @@ class CUDAGraph:
     def reset(self) -> None:
         """Forget the calls and give their memory back."""
         self._recorder = None
+
+    def poison(self) -> None:
+        """Overwrite the memory of everything that the calls made."""
+        if self._recorder is not None:
+            self._recorder.poison()
 
     def nbytes(self) -> int:
         """The memory of everything that the calls made."""
@@ -91,6 +106,10 @@ class _Recorder(TorchDispatchMode):
         """Give overwritten arrays their contents back, and poison what was made."""
         for tensor, before in self._before.values():
             tensor.copy_(before)
+        self.poison()
+
+    def poison(self) -> None:
+        """Overwrite what was made."""
         for storage in self.made.values():
             if storage.device.type != "cpu":
                 _bytes(storage).fill_(0xFF)
@@ -110,12 +129,14 @@ def graph(
     capture_error_mode: str = "global",
 ) -> Iterator[None]:
     """Capture the work of the block into a graph, on ``stream``."""
-    if pool is not None or capture_error_mode not in {"global", "thread_local", "relaxed"}:
-        raise RuntimeError(f"simdev has no pool {pool} or mode {capture_error_mode}")
+    if capture_error_mode not in {"global", "thread_local", "relaxed"}:
+        raise RuntimeError(f"simdev has no mode {capture_error_mode}")
     if stream is None or stream.stream_id == 0:
         raise RuntimeError("a graph is captured on a stream that is not the default one")
     torch.accelerator.synchronize(stream.device)
     with torch.get_device_module("simdev").stream(stream):
+        if pool is not None:
+            captured.share(pool)
         captured.capture_begin()
         try:
             yield
@@ -123,11 +144,15 @@ def graph(
             captured.capture_end()
 
 
+def graph_pool_handle() -> tuple[int, int]:
+    """The name of a new pool, for graphs that share it."""
+    return 0, next(_numbers)
+
+
 def memory_snapshot() -> list[dict[str, Any]]:
     """The memory that graphs keep, by their pools."""
     return [
-        {"segment_pool_id": name, "total_size": graph.nbytes()}
-        for name, graph in list(_pools.items())
+        {"segment_pool_id": graph.pool(), "total_size": graph.nbytes()} for graph in list(_graphs)
     ]
 
 

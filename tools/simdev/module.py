@@ -12,6 +12,7 @@ from simdev import graphs
 
 CUDAGraph = graphs.CUDAGraph
 graph = graphs.graph
+graph_pool_handle = graphs.graph_pool_handle
 memory_snapshot = graphs.memory_snapshot
 Event = torch.Event
 Where = torch.device | str | int | None

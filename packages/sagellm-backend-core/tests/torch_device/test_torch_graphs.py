@@ -65,7 +65,8 @@ def test_nothing_is_computed_by_the_capture_itself(backend, x):
     graph = backend.capture(step, {"x": x})
     assert len(calls) == 2
     assert backend.to_numpy(x).ravel().tolist() == [0, 2, 4, 6, 8, 10]  # by the warm-up
-    assert backend.to_numpy(graph.outputs).ravel().tolist() != [1, 3, 5, 7, 9, 11]
+    left = backend.to_numpy(graph.outputs).ravel().tolist()
+    assert left == [1, 3, 5, 7, 9, 11]  # by the warm-up too
     graph.replay()
     assert backend.to_numpy(graph.outputs).ravel().tolist() == [1, 5, 9, 13, 17, 21]
     assert len(calls) == 2
@@ -104,12 +105,13 @@ def test_what_waits_for_the_device_cannot_be_captured(backend, x, wait):
 
 
 def test_a_graph_that_does_not_fit_is_out_of_memory_and_leaves_nothing(make):
-    backend = make({"memory_limit": 8192})
+    backend = make({"memory_limit": 12288})
     x = backend.from_numpy(np.ones((32, 32), np.float32))
     with pytest.raises(OutOfMemoryError):
         backend.capture(lambda x: double(double(x)), {"x": x})
     assert backend.memory_stats()["graph_bytes"] == 0
-    assert backend.capture(double, {"x": x}).nbytes == 4096
+    # One result in the pool, and its copy.
+    assert backend.capture(double, {"x": x}).nbytes == 2 * 4096
 
 
 def test_a_graph_that_is_dropped_gives_its_charge_back(backend, x):

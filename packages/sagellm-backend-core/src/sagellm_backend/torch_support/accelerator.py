@@ -34,6 +34,7 @@ from sagellm_backend.torch_support import (
 from sagellm_backend.torch_support.arrays import speaks_dlpack
 from sagellm_backend.torch_support.device_kv import DeviceKVCopyPlan
 from sagellm_backend.torch_support.errors import check
+from sagellm_backend.torch_support.graph_pool import GraphPool
 from sagellm_backend.torch_support.graphs import TorchGraph, graph_class
 from sagellm_backend.torch_support.misuse import MisuseError
 from sagellm_backend.torch_support.provider import TorchProvider, plain
@@ -227,7 +228,12 @@ class AcceleratorProvider(TorchProvider):
         step.prepare(metadata, torch.device(self.device))
 
     def _capture(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> Graph:
-        return TorchGraph(self, self._ledgers.of(self.device), function, inputs)
+        return TorchGraph(self, self._graph_pool, function, inputs)
+
+    @functools.cached_property
+    def _graph_pool(self) -> GraphPool:
+        """What the graphs of this provider share."""
+        return GraphPool(self.module, torch.device(self.device), self._ledgers.of(self.device))
 
     def _as_registered(self, operation: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         """The kernel as it is put into the table for an operation."""

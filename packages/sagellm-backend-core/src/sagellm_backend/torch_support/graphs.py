@@ -1,16 +1,16 @@
 """Graphs over the graph class of a device module: ``CUDAGraph``, ``NPUGraph``, and their like.
 
 The module offers the class, ``graph(graph, stream=..., capture_error_mode=...)`` as a context, and
-``memory_snapshot()``, as torch.cuda does.
+``memory_snapshot()``, as torch.cuda does; with ``graph_pool_handle()`` too, its graphs share memory.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.checks import check_type, shown
@@ -18,10 +18,10 @@ from sagellm_backend.errors import BackendError, InvalidArgumentError, Unavailab
 from sagellm_backend.graphs import Graph
 from sagellm_backend.torch_support import step
 from sagellm_backend.torch_support.errors import check
-from sagellm_backend.torch_support.streams import settle, side_stream
+from sagellm_backend.torch_support.graph_pool import GraphPool
+from sagellm_backend.torch_support.streams import settle
 
 if TYPE_CHECKING:
-    from sagellm_backend.memory import MemoryLedger
     from sagellm_backend.torch_support.accelerator import AcceleratorProvider
 
 _CLASSES = ("CUDAGraph", "NPUGraph", "Graph")
@@ -39,10 +39,11 @@ def graph_class(module: Any) -> Any:
 
 
 class TorchGraph(Graph):
-    """Work of one device, captured on a stream of its own.
+    """Work of one device, captured on the stream of its provider's pool of graphs.
 
     ``function`` is called twice: once to warm up, which does its work, and once to be captured,
-    which does none. Its inputs are used as they are and must not be freed by who resizes them;
+    which does none. It returns arrays, alone or in tuples, lists and dicts, of the same shapes both
+    times. Its inputs are used as they are and must not be freed by who resizes them;
     the graph keeps them alive. Metadata in mode ``paged_decode`` can be updated to any lengths that
     the captured block table has room for; other metadata, and other host values, are part of what
     was captured.
@@ -51,24 +52,22 @@ class TorchGraph(Graph):
     def __init__(
         self,
         provider: AcceleratorProvider,
-        ledger: MemoryLedger,
+        pool: GraphPool,
         function: Callable[..., Any],
         inputs: Mapping[str, Any],
     ) -> None:
-        self._provider, self._module = provider, provider.module
+        self._provider, self._module, self._pool = provider, provider.module, pool
         self._device = torch.device(provider.device)
         self._inputs = dict(inputs)
         self._check_inputs()
-        self._native, self._outputs = self._capture(function)
-        self._nbytes = _pool_bytes(self._module, self._native)
-        try:
-            ledger.charge(self._nbytes, "graph")
-        except BaseException:
-            self._outputs = None
-            self._native.reset()
-            raise
-        self._release = weakref.finalize(self, ledger.release, self._nbytes, "graph")
-        self._release.atexit = False
+        with pool.held():
+            self._native, self._outputs = self._capture(function)
+            try:
+                self._nbytes, self._release = pool.join(self, self._native, self._outside)
+            except BaseException:
+                self._outputs = None
+                self._native.reset()
+                raise
 
     @property
     def outputs(self) -> Any:
@@ -95,7 +94,7 @@ class TorchGraph(Graph):
     def replay(self) -> Any:
         self._require_open()
         with check("replay of a graph", str(self._device)):
-            self._native.replay()
+            self._pool.replay(self._native.replay)
         return self._outputs
 
     def close(self) -> None:
@@ -111,16 +110,19 @@ class TorchGraph(Graph):
             self._release()
 
     def _capture(self, function: Callable[..., Any]) -> tuple[Any, Any]:
-        stream = side_stream(self._module, self._device)
+        stream = self._pool.stream
         settle(self._module, self._device)
         with self._module.stream(stream):
-            function(**self._inputs)
+            first = tree_leaves(function(**self._inputs))
+            room = [_room(leaf) for leaf in first]  # not to be made in the pool, by the capture
         with check("capture", str(self._device)):
             stream.synchronize()
         native = graph_class(self._module)()
         try:
-            with self._module.graph(native, stream=stream, capture_error_mode="thread_local"):
-                outputs = function(**self._inputs)
+            with self._module.graph(
+                native, stream=stream, capture_error_mode="thread_local", **self._pool.options()
+            ):
+                outputs = self._copied_out(function(**self._inputs), first, room)
         except BackendError:
             native.reset()
             raise
@@ -133,6 +135,24 @@ class TorchGraph(Graph):
             native.reset()
             raise
         return native, outputs
+
+    def _copied_out(self, outputs: Any, first: list[Any], room: list[Any]) -> Any:
+        """Outputs where no other graph of the pool writes: over those of the warm-up.
+
+        What lay in one place both times is not of the pool, and stays.
+        """
+        self._outside = 0
+        if not self._pool.shared:
+            return outputs
+        leaves, structure = tree_flatten(outputs)
+        kept: dict[int, int] = {}
+        for place, (old, into, new) in enumerate(zip(first, room, leaves, strict=True)):
+            if isinstance(new, torch.Tensor) and _address(old) != _address(new):
+                into.copy_(new)
+                leaves[place] = into
+                kept[_address(into)] = into.untyped_storage().nbytes()
+        self._outside = sum(kept.values())
+        return tree_unflatten(leaves, structure)
 
     def _check_inputs(self) -> None:
         for name, value in self._inputs.items():
@@ -180,11 +200,12 @@ class TorchGraph(Graph):
             raise UnavailableError("This graph is closed.", hint="Capture a new one.")
 
 
-def _pool_bytes(module: Any, native: Any) -> int:
-    """What the private pool of a graph has reserved."""
-    pool = tuple(native.pool())
-    return sum(
-        int(segment["total_size"])
-        for segment in module.memory_snapshot()
-        if tuple(segment.get("segment_pool_id", ())) == pool
-    )
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _room(leaf: Any) -> Any:
+    """An output of the warm-up, if it can be written over: no element of it twice in one place."""
+    if isinstance(leaf, torch.Tensor) and 0 in leaf.stride():
+        return leaf.clone(memory_format=torch.contiguous_format)
+    return leaf
