@@ -62,7 +62,7 @@ class AscendProvider(AcceleratorProvider):
         return found if captures else found - {Feature.GRAPH}
 
     def _capture(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> Graph:
-        return AscendGraph(self, self._ledgers.of(self.device), function, inputs)
+        return AscendGraph(self, self._graph_pool, function, inputs)
 
     def _array_dtypes(self) -> tuple[DType, ...]:
         return tuple(dict.fromkeys((*self.compute_dtypes, *self.kv_dtypes, *_INDICES)))
