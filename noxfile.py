@@ -195,7 +195,7 @@ def kunlun_sim(session: nox.Session) -> None:
         "SAGELLM_KUNLUN_PLACES": "kunlun_sim:0,kunlun_sim:1",
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    run = ["run", "--backend", "kunlun", "--depth", "smoke", "--out", "conformance-reports"]
+    run = ["run", "--backend", "kunlun", "--out", "conformance-reports"]
     session.run("sagellm-backend", "conformance", *run, env=env)
     session.run("pytest", f"{PACKAGES[4]}/tests", *session.posargs, env=env)
 
