@@ -16,6 +16,7 @@ from sagellm_backend.ascend import attention, attention_310p, faults, kernels, n
 from sagellm_backend.ascend.graphs import AscendGraph
 from sagellm_backend.ascend.linear import NZLinear
 from sagellm_backend.capability import CapabilityDescriptor, Feature
+from sagellm_backend.collectives import Communicator
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.dtypes import DType
 from sagellm_backend.graphs import Graph
@@ -56,10 +57,32 @@ class AscendProvider(AcceleratorProvider):
 
     @functools.cached_property
     def _declared(self) -> frozenset[Feature]:
-        found = super()._declared
+        absent = set()
         # What is captured may not be waited for.
-        captures = self.family.graphs and not is_blocking(self.device)
-        return found if captures else found - {Feature.GRAPH}
+        if not self.family.graphs or is_blocking(self.device):
+            absent.add(Feature.GRAPH)
+        if not self.family.reduces:
+            absent.add(Feature.COLLECTIVE)
+        return super()._declared - absent
+
+    def _communicator(
+        self, rank: int | None, world_size: int | None, init_method: str | None, timeout_s: float
+    ) -> Communicator:
+        # torch.distributed is loaded by those who use it.
+        from sagellm_backend.ascend.collectives import HCCLCommunicator
+        from sagellm_backend.torch_support import collectives
+
+        reduces = {"reduces": self.family.reduces}
+        return collectives.join(
+            self.name,
+            self.comm_backend,
+            self.torch_device(self.device),
+            rank,
+            world_size,
+            init_method,
+            timeout_s,
+            type("HCCLCommunicator", (HCCLCommunicator,), reduces),
+        )
 
     def _capture(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> Graph:
         return AscendGraph(self, self._graph_pool, function, inputs)

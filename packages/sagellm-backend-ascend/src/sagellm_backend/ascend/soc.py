@@ -27,7 +27,8 @@ class Family:
     ``fused`` are the operations of our table for which the vendor documents an operator on this
     family; all others run in plain torch. ``nz`` says that weights and the caches of paged
     attention are in the order FRACTAL_NZ there, caches as (blocks, heads * size / 16, tokens, 16),
-    and ``graphs`` that captured calls can be told other lengths.
+    and ``graphs`` that captured calls can be told other lengths. ``reduces`` are the dtypes that
+    HCCL reduces there (HcclAllReduce, CANN 8.5); without any there is no HCCL.
     """
 
     name: str
@@ -38,11 +39,14 @@ class Family:
     fused: frozenset[str] = frozenset()
     nz: bool = False
     graphs: bool = False
+    reduces: frozenset[DType] = frozenset()
 
 
 _A2_OPERATORS = frozenset(
     {"rms_norm", "add_rms_norm", "silu_and_mul", "rope", "kv_write", "attention"}
 )
+
+_REDUCES = frozenset({DType.FP32, DType.FP16, DType.INT32, DType.INT8})
 
 FAMILIES = (
     Family(
@@ -53,6 +57,7 @@ FAMILIES = (
         pci="0xd803",
         fused=_A2_OPERATORS,
         graphs=True,
+        reduces=_REDUCES | {DType.BF16, DType.INT64},
     ),
     Family(
         "A2",
@@ -62,6 +67,7 @@ FAMILIES = (
         pci="0xd802",
         fused=_A2_OPERATORS,
         graphs=True,
+        reduces=_REDUCES | {DType.BF16, DType.INT64},
     ),
     Family(
         "310P",
@@ -71,14 +77,24 @@ FAMILIES = (
         pci="0xd500",
         fused=frozenset({"rms_norm", "add_rms_norm", "silu_and_mul", "attention", "linear"}),
         nz=True,
+        reduces=_REDUCES,
     ),
-    Family("910", _HALF, range(100, 105), ("Ascend910",), pci="0xd801"),
+    Family(
+        "910",
+        _HALF,
+        range(100, 105),
+        ("Ascend910",),
+        pci="0xd801",
+        reduces=_REDUCES | {DType.INT64},
+    ),
     Family("310B", _ALL, range(240, 244), ("Ascend310B",)),
-    Family("950", _ALL, range(260, 261), ("Ascend950",)),
+    Family(
+        "950", _ALL, range(260, 261), ("Ascend950",), reduces=_REDUCES | {DType.BF16, DType.INT64}
+    ),
 )
 """Families by name; where one name begins like another, the longer one comes first."""
 
-UNKNOWN = Family("unknown", _HALF)
+UNKNOWN = Family("unknown", _HALF, reduces=_REDUCES)
 """A chip of no known family: every operation in plain torch, and no bf16."""
 
 

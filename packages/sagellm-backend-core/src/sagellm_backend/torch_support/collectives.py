@@ -29,13 +29,15 @@ def join(
     world_size: int | None = None,
     init_method: str | None = None,
     timeout_s: float = 300.0,
+    kind: type[TorchCommunicator] = TorchCommunicator,
 ) -> Communicator:
     """Join the group of all processes that the arguments or the environment describe.
 
     ``backend`` is torch.distributed's word. What is not given comes from RANK, WORLD_SIZE,
     MASTER_ADDR and MASTER_PORT. One process without ``init_method`` needs no network. Where
     torch.distributed has a default group already, ours is a new group of the same processes beside
-    it, ``init_method`` is not used, and the default group stays when ours is closed.
+    it, ``init_method`` is not used, and the default group stays when ours is closed. ``kind`` is the
+    class of what is returned where a library needs its own.
 
     Raises :class:`InvalidArgumentError` for what is missing or contradicts a default group,
     :class:`CapabilityError` where torch lacks ``backend``, :class:`CommTimeoutError` naming the
@@ -63,7 +65,7 @@ def join(
     check_int("rank", rank, low=0, high=world_size - 1)
     if init_method is None and world_size == 1:
         return LocalCommunicator(provider_name, device, timeout_s)
-    with comm_errors("join", rank, world_size, timeout_s):
+    with comm_errors("join", rank, world_size, timeout_s), kind.creating():
         if attach:
             group = dist.new_group(timeout=timedelta(seconds=timeout_s), backend=backend)
         else:
@@ -72,9 +74,7 @@ def join(
     ours = not attach or _Default.users > 0
     _Default.users += ours
     leave = _leave_default if ours else destroy
-    return TorchCommunicator(
-        provider_name, backend, device, group, list(range(world_size)), timeout_s, leave
-    )
+    return kind(provider_name, backend, device, group, list(range(world_size)), timeout_s, leave)
 
 
 class _Default:

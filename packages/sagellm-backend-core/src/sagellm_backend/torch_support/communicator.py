@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -85,6 +85,11 @@ class TorchCommunicator(TorchArrayCommunicator):
         self._leave = leave
         self._checked = os.environ.get(CHECK_VARIABLE, "0") not in {"", "0"}
 
+    @staticmethod
+    def creating() -> AbstractContextManager[None]:
+        """A context in which process groups of this kind are made."""
+        return nullcontext()
+
     def errors(self, operation: str) -> AbstractContextManager[None]:
         """A context in which an error of torch.distributed makes this group unusable."""
         return comm_errors(operation, self.rank, self.world_size, self.timeout_s, self._fail)
@@ -164,14 +169,14 @@ class TorchCommunicator(TorchArrayCommunicator):
         create = partial(dist.new_group, members, timedelta(seconds=self.timeout_s), self.backend)
         if members != sorted(members):
             create = partial(create, sort_ranks=False)  # newer than new_group: where it matters
-        with self.errors(f"subgroup {ranks}"):
+        with self.errors(f"subgroup {ranks}"), self.creating():
             group = create()
             if mine:
                 settle(group)
         if not mine:
             return None
         return self._adopt(
-            TorchCommunicator(
+            type(self)(
                 self.provider,
                 self.backend,
                 self.device,

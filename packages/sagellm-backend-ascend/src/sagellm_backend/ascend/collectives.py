@@ -1,0 +1,130 @@
+"""Groups of processes over HCCL.
+
+A collective waits on the host, as the contract has it, so that a peer that died or never comes is an
+error and not the end of the process: torch_npu's own watchdog would abort it. What a chip's HCCL does
+not reduce is gathered and combined on the device, in the order of ranks. None of this has run on an
+NPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+
+from sagellm_backend.collectives import ReduceOp, Work
+from sagellm_backend.dtypes import DType
+from sagellm_backend.errors import InvalidArgumentError
+from sagellm_backend.torch_support.comm_work import DoneWork
+from sagellm_backend.torch_support.communicator import TorchCommunicator
+
+WAITS = ("TORCH_HCCL_BLOCKING_WAIT", "HCCL_BLOCKING_WAIT")
+"""Either makes process groups wait on the host, and without a watchdog (torch_npu 2.13)."""
+
+_SPIN_S, _NAP_S = 2e-3, 5e-5
+_COMBINE: dict[ReduceOp, Callable[..., torch.Tensor]] = {
+    ReduceOp.SUM: torch.add,
+    ReduceOp.AVG: torch.add,
+    ReduceOp.PROD: torch.mul,
+    ReduceOp.MAX: torch.maximum,
+    ReduceOp.MIN: torch.minimum,
+    ReduceOp.BAND: torch.bitwise_and,
+    ReduceOp.BOR: torch.bitwise_or,
+    ReduceOp.BXOR: torch.bitwise_xor,
+}
+_REDUCED = (ReduceOp.SUM, ReduceOp.AVG, ReduceOp.PROD, ReduceOp.MAX, ReduceOp.MIN)
+
+
+class HCCLCommunicator(TorchCommunicator):
+    """A group over HCCL, connected when it is made.
+
+    Collectives cannot be captured in graphs: they wait on the host.
+    """
+
+    reduces: ClassVar[frozenset[DType]] = frozenset()
+    """The dtypes that the chip's HCCL reduces."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        try:
+            self._barrier()  # HCCL connects at the first collective, by a timeout of its own
+        except BaseException:
+            self._leave(self._group)
+            raise
+
+    @staticmethod
+    @contextmanager
+    def creating() -> Iterator[None]:
+        """Groups made here wait on the host, unless the environment says how they wait."""
+        if any(name in os.environ for name in WAITS):
+            yield
+            return
+        os.environ[WAITS[0]] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(WAITS[0], None)
+
+    def _all_reduce(self, array: Any, op: ReduceOp, async_op: bool) -> Any:
+        if self._is_reduced(op, array.dtype):
+            return super()._all_reduce(array, op, async_op)
+        array.detach().copy_(self._combined(array, op))
+        return DoneWork() if async_op else array
+
+    def _reduce_scatter(self, array: Any, op: ReduceOp, async_op: bool) -> Any:
+        if self._is_reduced(op, array.dtype):
+            return super()._reduce_scatter(array, op, async_op)
+        part = self._combined(array, op).chunk(self.world_size)[self.rank].clone()
+        return (DoneWork(), part) if async_op else part
+
+    def _is_reduced(self, op: ReduceOp, dtype: torch.dtype) -> bool:
+        """Whether HCCL reduces this (HcclAllReduce: no products of bf16, no bitwise reductions)."""
+        self._check_reducible(op, dtype)
+        if op not in _REDUCED or (op is ReduceOp.PROD and dtype is torch.bfloat16):
+            return False
+        try:
+            return DType.parse(dtype) in self.reduces
+        except InvalidArgumentError:
+            return False
+
+    def _combined(self, array: torch.Tensor, op: ReduceOp) -> torch.Tensor:
+        parts = self._all_gather(array.detach(), async_op=False)
+        total: torch.Tensor = functools.reduce(_COMBINE[op], parts.unbind())
+        return total.div_(self.world_size) if op is ReduceOp.AVG else total
+
+    def _barrier(self) -> None:
+        one = torch.ones(1, dtype=torch.int32, device=self.device)
+        call = functools.partial(dist.all_reduce, one, group=self._group)
+        self._start("barrier", "", one, call, (one,), async_op=False)
+
+    def _start(
+        self,
+        operation: str,
+        detail: str,
+        array: torch.Tensor,
+        call: Callable[..., Any],
+        tensors: tuple[torch.Tensor, ...],
+        async_op: bool,
+        finish: Callable[[], object] | None = None,
+    ) -> Work:
+        work = super()._start(operation, detail, array, call, tensors, True, finish)
+        if not async_op:
+            self._await(operation, work)
+        return work
+
+    def _await(self, operation: str, work: Work) -> None:
+        """Wait by our own watch: torch_npu's looks every 10 ms."""
+        start = time.monotonic()
+        with self.errors(operation):
+            while not work.done():
+                taken = time.monotonic() - start
+                if taken >= self.timeout_s:
+                    raise RuntimeError(f"timed out on {self.device}")
+                time.sleep(_NAP_S if taken > _SPIN_S else 0)
+        work.wait()
