@@ -55,6 +55,32 @@ time.sleep(0.3)
 print(json.dumps([before, best()]))
 """
 
+SHARED = """
+import numpy as np, torch
+from sagellm_backend import get_provider
+from sagellm_backend.capability import Feature
+backend = get_provider("kunlun")
+array = backend.from_numpy(np.arange(6, dtype=np.float32).reshape(2, 3))
+print(Feature.DLPACK in backend.capability().features)
+try:
+    shared = torch.from_dlpack(array)
+except RuntimeError as error:
+    print("Unsupported" in str(error))
+else:
+    shared[0, 0] = 9
+    print(backend.to_numpy(array)[0, 0] == 9)
+    import paddle
+    held = paddle.from_dlpack(torch.full((3,), 2.0))
+    print(backend.to_numpy(held).tolist() == [2.0] * 3)
+"""
+
+AUTO = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+from sagellm_backend import get_provider
+print(get_provider("auto").name, get_provider("auto", array_framework=None).name)
+"""
+
 
 @pytest.mark.parametrize("order", ["torch,provider", "provider,torch", "paddle,torch,provider"])
 def test_both_compute_and_the_environment_is_as_it_was(order, monkeypatch):
@@ -82,3 +108,14 @@ def test_the_cpu_backend_is_as_fast_beside_it():
         if ratios[-1] < 1.25:
             return
     pytest.fail(f"linear on the CPU took {ratios} times as long with Paddle in the process")
+
+
+def test_torch_reads_arrays_where_the_place_allows_it():
+    assert output_of(SHARED, SAGELLM_KUNLUN_PLACES="cpu").split() == ["True"] * 3
+    assert output_of(SHARED).split() == ["False", "True"]
+
+
+def test_an_engine_in_torch_is_told_which_backend_it_cannot_use():
+    told = output_of(AUTO)
+    assert "Backend 'kunlun' is available and was passed over: it speaks paddle, not torch" in told
+    assert told.splitlines()[-1] == "cpu kunlun"
