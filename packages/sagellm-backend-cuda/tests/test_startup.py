@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from sagellm_backend import frameworks
 from sagellm_backend.cuda import startup
 from sagellm_backend.cuda.provider import create_cuda_backend, create_dcu_backend
 from sagellm_backend.errors import InvalidArgumentError, OutOfMemoryError, UnavailableError
+from sagellm_backend.torch_support.errors import check
 
 
 class Module:
@@ -144,6 +147,43 @@ def test_a_full_device_is_out_of_memory_in_torch_s_own_type_too(built, monkeypat
 
     monkeypatch.setattr(startup, "run_kernel", fail)
     refused(OutOfMemoryError, startup.occupy, Module(), "cuda:0", "cuda", "cuda")
+
+
+def runtime_errors(group):
+    """(number, text) of what the runtime says."""
+    lines = Path(__file__).with_name("runtime_errors.txt").read_text().splitlines()
+    rows = [line.split(" ", 2) for line in lines if not line.startswith("#")]
+    return [(int(number), text) for kind, number, text in rows if kind == group]
+
+
+def test_each_error_of_the_runtime_at_the_start_has_a_meaning_of_its_own(built, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    meanings = {}
+    for number, text in runtime_errors("start"):
+        error = RuntimeError(f"Unexpected error from cudaGetDeviceCount(). Error {number}: {text}")
+        found = refused(UnavailableError, startup.begin, Module(error), "cuda", "cuda")
+        assert "doctor" not in found.hint, text
+        meanings.setdefault(found.message.partition("(")[0], []).append(number)
+    assert len(meanings) >= len(runtime_errors("start")) - 3, meanings
+
+
+@pytest.mark.parametrize(("number", "text"), runtime_errors("lost"))
+def test_a_device_that_is_lost_says_to_start_another_process(built, monkeypatch, number, text):
+    def fail(device):
+        raise RuntimeError(f"CUDA error: {text}")
+
+    monkeypatch.setattr(startup, "run_kernel", fail)
+    error = refused(UnavailableError, startup.occupy, Module(), "cuda:0", "cuda", "cuda")
+    assert "start another" in error.hint
+    with pytest.raises(UnavailableError) as caught, check("a call", "cuda:0"):
+        fail("cuda:0")
+    assert "start another" in caught.value.hint
+
+
+def test_an_allocation_that_fails_is_no_lost_device():
+    ((_, text),) = runtime_errors("memory")
+    with pytest.raises(OutOfMemoryError), check("a call", "cuda:0"):
+        raise RuntimeError(f"CUDA error: {text}")
 
 
 @pytest.mark.parametrize("name", ["MTT S4000", "Kunlun P800", "P800 OAM"])

@@ -14,6 +14,7 @@ import torch
 from sagellm_backend import frameworks
 from sagellm_backend.cuda.spec import POSERS
 from sagellm_backend.errors import BackendError, OutOfMemoryError, UnavailableError
+from sagellm_backend.torch_support.errors import remedy
 
 VARIABLES = {
     "cuda": ("CUDA_VISIBLE_DEVICES",),
@@ -31,6 +32,8 @@ _POSERS = {
 
 _FAILURES = (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError)
 
+_NOTHING = ("no cuda gpus are available", "no cuda-capable device is detected", "no devices")
+
 # What torch or the driver says, what that means, and what to do.
 _FAULTS = (
     (
@@ -42,6 +45,51 @@ _FAULTS = (
         "driver on your system is too old",
         "the driver is too old for this torch",
         "Update the driver, or install a torch built for an older CUDA.",
+    ),
+    (
+        "insufficient for cuda runtime",
+        "the driver is older than this torch's CUDA",
+        "Update the driver, or install a torch built for an older CUDA.",
+    ),
+    (
+        "not supported in the installed cuda driver",
+        "the driver lacks a call that this torch makes",
+        "Update the driver, or install a torch built for an older CUDA.",
+    ),
+    (
+        "unsupported toolchain",
+        "the driver cannot compile this torch's code, which is newer",
+        "Update the driver, or install a torch built for an older CUDA.",
+    ),
+    (
+        "stub library",
+        "a stub of libcuda was loaded in place of the driver's library",
+        "Take CUDA's lib64/stubs out of LD_LIBRARY_PATH.",
+    ),
+    (
+        "valid grid license",
+        "this virtual GPU has no licence",
+        "Look at `nvidia-smi -q`, and at the licence server of the hypervisor.",
+    ),
+    (
+        "mps client failed to connect",
+        "the MPS daemon does not answer",
+        "Start nvidia-cuda-mps-control, or unset CUDA_MPS_PIPE_DIRECTORY.",
+    ),
+    (
+        "mps server is not ready",
+        "the MPS server is starting, or recovers from the fault of another client",
+        "Try again; if it lasts, restart nvidia-cuda-mps-control.",
+    ),
+    (
+        "resources required to",
+        "MPS has no room for another client",
+        "Stop another client of the MPS daemon, or choose another device.",
+    ),
+    (
+        "initialization error",
+        "the driver could not be started in this process, perhaps after a fork",
+        "Start workers by multiprocessing's 'spawn' method.",
     ),
     (
         "unsupported display driver / cuda driver combination",
@@ -79,7 +127,7 @@ _FAULTS = (
         "Start workers by multiprocessing's 'spawn' method.",
     ),
     (
-        "cuda unknown error",
+        "unknown error",
         "the driver could not be started",
         "Load nvidia-uvm (`modprobe nvidia-uvm`) or restart the machine; variables such as "
         "CUDA_VISIBLE_DEVICES must be set before the process starts.",
@@ -131,14 +179,13 @@ def fault(error: Exception, kind: str, what: str) -> BackendError:
             f"{what}: the device is full, not even a context fits ({text}).",
             hint="Stop the process that holds its memory, or choose another device.",
         )
-    if "no cuda gpus are available" in lowered or text == "no devices":
+    if any(phrase in lowered for phrase in _NOTHING):
         return _hidden(kind, what)
-    for phrase, meaning, remedy in _FAULTS:
+    for phrase, meaning, step in _FAULTS:
         if phrase in lowered:
-            return UnavailableError(f"{what}: {meaning} ({text}).", hint=remedy)
-    return UnavailableError(
-        f"{what}: {text}", hint="`sagellm-backend doctor` shows what is installed and missing."
-    )
+            return UnavailableError(f"{what}: {meaning} ({text}).", hint=step)
+    hint = remedy(error) or "`sagellm-backend doctor` shows what is installed and missing."
+    return UnavailableError(f"{what}: {text}", hint=hint)
 
 
 def _require_build(kind: str, name: str) -> None:
