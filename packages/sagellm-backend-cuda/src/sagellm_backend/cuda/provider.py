@@ -26,6 +26,7 @@ from sagellm_backend.kv import KVCopyPlan, KVPool
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support import device_kernels, kernels
 from sagellm_backend.torch_support.accelerator import AcceleratorProvider
+from sagellm_backend.torch_support.errors import check
 
 Config: TypeAlias = "Mapping[str, Any] | ProviderConfig | None"
 
@@ -57,7 +58,8 @@ class CUDAProvider(AcceleratorProvider):
         return telemetry.read(self.module, str(where), self.name)
 
     def _compute_capability(self) -> tuple[int, int]:
-        major, minor = self.module.get_device_capability(torch.device(self.device))
+        with check("get_device_capability", self.device):
+            major, minor = self.module.get_device_capability(torch.device(self.device))
         return int(major), int(minor)
 
     @functools.cached_property
