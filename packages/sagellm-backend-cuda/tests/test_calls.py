@@ -20,6 +20,7 @@ from fake_cuda.flashinfer import SIGNATURES
 from sagellm_backend.cuda import (
     attention,
     batches,
+    export,
     flashinfer_kernels,
     flashinfer_plans,
     kv,
@@ -52,7 +53,7 @@ from sagellm_backend.torch_support import memory as shared_memory
 from sagellm_backend.torch_support import provider as shared_provider
 
 OURS = (
-    *(attention, batches, flashinfer_kernels, flashinfer_plans, kv, memory),
+    *(attention, batches, export, flashinfer_kernels, flashinfer_plans, kv, memory),
     *(provider, startup, telemetry),
 )
 SHARED = (

@@ -11,17 +11,24 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 
-from sagellm_backend.capability import CapabilityDescriptor
+from sagellm_backend.capability import CapabilityDescriptor, Feature
 from sagellm_backend.config import ProviderConfig
-from sagellm_backend.cuda import attention, batches, flashinfer_kernels, startup, telemetry
+from sagellm_backend.cuda import (
+    attention,
+    batches,
+    export,
+    flashinfer_kernels,
+    startup,
+    telemetry,
+)
 from sagellm_backend.cuda.batches import DriverBatches
 from sagellm_backend.cuda.flashinfer_plans import WORKSPACE, Plans
 from sagellm_backend.cuda.kv import CUDAKVCopyPlan
 from sagellm_backend.cuda.memory import RuntimeRegistrar
 from sagellm_backend.cuda.telemetry import Telemetry
 from sagellm_backend.dtypes import DType
-from sagellm_backend.errors import UnavailableError
-from sagellm_backend.hooks import Place
+from sagellm_backend.errors import CapabilityError, UnavailableError
+from sagellm_backend.hooks import HOST, Place
 from sagellm_backend.kv import KVCopyPlan, KVPool
 from sagellm_backend.ops.dispatch import KernelTable
 from sagellm_backend.torch_support import device_kernels, kernels
@@ -68,6 +75,26 @@ class CUDAProvider(AcceleratorProvider):
 
     def _kv_copy_plan(self, source: KVPool, target: KVPool) -> KVCopyPlan:
         return CUDAKVCopyPlan(source, target, self.module, self._batches)
+
+    @functools.cached_property
+    def _declared(self) -> frozenset[Feature]:
+        found = super()._declared
+        if self.build == "hip" or not export.offered(self.module):
+            return found
+        return (found | {Feature.KV_EXPORT}) - self.withheld
+
+    @functools.cached_property
+    def _exports(self) -> export.Exports:
+        return export.Exports(self, self.module)
+
+    def _kv_export(self, pool: Any) -> bytes:
+        pool._require_open()  # noqa: SLF001 - core has no other word for it
+        if pool.location == HOST:
+            raise CapabilityError("export of a host pool", self.name, "CUDA shares device memory.")
+        return self._exports.handle_of(pool)
+
+    def _kv_open(self, handle: bytes) -> KVPool:
+        return self._exports.open(handle)
 
     def _register_kernels(self, table: KernelTable) -> None:
         super()._register_kernels(table)
