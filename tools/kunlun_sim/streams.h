@@ -2,7 +2,9 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -40,6 +42,13 @@ class Marker {
 };
 
 using MarkerPtr = std::shared_ptr<Marker>;
+
+// How late a stream begins each of its tasks, so that who does not wait for it is found out.
+inline std::chrono::microseconds delay() {
+  static const char* words = std::getenv("KUNLUN_SIM_DELAY_US");
+  static const auto found = std::chrono::microseconds(words ? std::atoll(words) : 0);
+  return found;
+}
 
 // A wait is for what was submitted before it, so that no cycle can come about.
 class Stream {
@@ -101,6 +110,7 @@ class Stream {
       Task task = std::move(tasks_.front());
       tasks_.pop_front();
       hold.unlock();
+      if (delay().count()) std::this_thread::sleep_for(delay());
       task.work();
       trace().write("done", task.name, "stream", id_);
       task.marker->finish();
