@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 _FOLDER = Path(__file__).resolve().parent
-_SOURCES = ("runtime.cpp", "kernels.cpp")
+_SOURCES = ("runtime.cpp", "kernels.cpp", "matmul.cpp")
 _HEADERS = ("kernels.h", "memory.h", "refuse.h", "streams.h", "tensors.h", "trace.h", "views.h")
 NAME = "libkunlun_sim.so"
 
@@ -59,7 +59,13 @@ def _compile(paddle: Path, target: Path) -> None:
             *(f"-I{paddle / 'include'}", f"-isystem{paddle / 'include' / 'third_party'}"),
             *(str(_FOLDER / source) for source in _SOURCES),
             *("-o", str(made)),
-            *(f"-L{paddle / 'libs'}", "-l:libphi_core.so", "-l:libcommon.so", "-lpthread"),
+            *(
+                f"-L{paddle / 'libs'}",
+                "-l:libphi_core.so",
+                "-l:libcommon.so",
+                "-l:libmklml_intel.so",
+            ),
+            *("-lpthread", f"-Wl,-rpath,{paddle / 'libs'}"),
             "-Wl,-z,nodelete",  # threads of streams run until the process ends
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

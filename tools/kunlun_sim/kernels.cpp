@@ -3,7 +3,7 @@
 // copies back; it has no such way for strided tensors, and gives a tensor that is written in place
 // new memory, so that its views are left behind.
 //
-// All of them are work of the current stream and return before it is done.
+// All of them are work of the current stream and return before it is done. So is matmul.cpp's.
 
 #include "kernels.h"
 
@@ -147,11 +147,13 @@ void index_put(Context context, In x, const std::vector<In>* indices, In value, 
   if (accumulate) refuse("index_put does not accumulate");
   const View to = output_of(context, "index_put", x, out);
   std::vector<View> places;
+  std::vector<Sizes> shapes;
   for (In index : *indices) {
     check_index(index);
     places.push_back(view_of(index));
+    shapes.push_back(places.back().sizes);
   }
-  const Sizes shape = common_shape(places);
+  const Sizes shape = common_shape(shapes);
   if (!count(shape)) return;
   for (View& place : places) place = place.broadcast(shape);
   Sizes sizes = shape;
@@ -173,14 +175,17 @@ void scatter(Context context, In x, In index, In updates, bool overwrite, Out ou
 constexpr auto kTensor = PD_ARG_TYPE_TENSOR;
 using Types = std::vector<PD_KernelArgumentType>;
 
-void enroll(const char* name, Types in, Types attributes, void* kernel) {
+void enroll(const char* name, PD_DataType type, Types in, Types attributes, void* kernel) {
   Types out{kTensor};
+  PD_RegisterPhiKernel(
+      name, kDeviceType, type, ANY, in.size(), in.data(), attributes.size(), attributes.data(),
+      out.size(), out.data(), [](const PD_KernelKey*, PD_Kernel*) {},
+      [](PD_KernelContext*) { refuse("no static graphs"); }, kernel);
+}
+
+void enroll(const char* name, const Types& in, const Types& attributes, void* kernel) {
   for (int type = BOOL; type <= COMPLEX128; ++type) {
-    PD_RegisterPhiKernel(
-        name, kDeviceType, PD_DataType(type), ANY, in.size(), in.data(), attributes.size(),
-        attributes.data(), out.size(), out.data(), [](const PD_KernelKey*, PD_Kernel*) {},
-        [](PD_KernelContext*) { refuse("no static graphs"); },
-        kernel);
+    enroll(name, PD_DataType(type), in, attributes, kernel);
   }
 }
 
@@ -202,6 +207,7 @@ void register_kernels() {
   enroll("set_value_with_tensor", {kTensor, kTensor}, {kInts, kInts, kInts, kList, kList, kList},
          address(set_value));
   enroll("index_put", {kTensor, PD_ARG_TYPE_LIST_TENSOR, kTensor}, {kBool}, address(index_put));
+  enroll("matmul", FLOAT32, {kTensor, kTensor}, {kBool, kBool}, matmul_kernel());
   enroll("scatter", {kTensor, kTensor, kTensor}, {kBool}, address(scatter));
 }
 

@@ -54,8 +54,9 @@ class Memory {
     return true;
   }
 
-  // Whether all of the range is in one block of this device.
+  // Whether all of the range is in one block of this device; nothing is everywhere.
   bool owns(const void* start, size_t size) {
+    if (!size) return true;
     const auto place = reinterpret_cast<uintptr_t>(start);
     std::lock_guard<std::mutex> hold(lock_);
     auto next = blocks_.upper_bound(const_cast<void*>(start));

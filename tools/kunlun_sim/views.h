@@ -64,17 +64,17 @@ struct View {
 };
 
 // The shape that all of them broadcast to.
-inline Sizes common_shape(const std::vector<View>& views) {
-  Sizes shape;
-  for (const View& view : views) {
-    const size_t axes = std::max(shape.size(), view.sizes.size());
-    shape.insert(shape.begin(), axes - shape.size(), 1);
-    for (size_t back = 1; back <= view.sizes.size(); ++back) {
-      int64_t& size = shape[shape.size() - back];
-      if (size == 1) size = view.sizes[view.sizes.size() - back];
+inline Sizes common_shape(const std::vector<Sizes>& shapes) {
+  Sizes common;
+  for (const Sizes& shape : shapes) {
+    const size_t axes = std::max(common.size(), shape.size());
+    common.insert(common.begin(), axes - common.size(), 1);
+    for (size_t back = 1; back <= shape.size(); ++back) {
+      int64_t& size = common[axes - back];
+      if (size == 1) size = shape[shape.size() - back];
     }
   }
-  return shape;
+  return common;
 }
 
 // Calls visit(place) for every index of the first axes, the last fastest.

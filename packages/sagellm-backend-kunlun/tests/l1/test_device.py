@@ -41,10 +41,40 @@ def test_the_host_cannot_reach_the_memory(device):
 
 
 def test_paddle_computes_on_the_host_what_the_device_has_no_kernel_for(device):
+    one, other = paddle.to_tensor(numbers(3, 4)), paddle.to_tensor(numbers(3, 4))
     with traced() as calls:
-        found = paddle.matmul(paddle.to_tensor(numbers(3, 4)), paddle.to_tensor(numbers(4, 2)))
-    assert (found.numpy() == numbers(3, 4) @ numbers(4, 2)).all()
-    assert [call.split()[1] for call in calls if call.startswith("call")].count("copy_d2h") == 2
+        found = one * other
+    assert (found.numpy() == numbers(3, 4) ** 2).all()
+    assert sum(call.startswith("call copy_d2h") for call in calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        ((3, 4), (4, 2)),
+        ((4,), (4,)),
+        ((4,), (4, 2)),
+        ((3, 4), (4,)),
+        ((2, 3, 4), (4, 5)),
+        ((2, 1, 3, 4), (5, 4, 6)),
+        ((3, 0), (0, 2)),
+        ((0, 4), (4, 2)),
+    ],
+)
+@pytest.mark.parametrize("transposed", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_products_of_matrices_are_the_device_s_own_work(device, x, y, transposed):
+    matrices = [numbers(*x), numbers(*y)]
+    given = [
+        paddle.to_tensor(
+            np.ascontiguousarray(np.swapaxes(one, -1, -2) if turn and one.ndim > 1 else one)
+        )
+        for one, turn in zip(matrices, transposed, strict=True)
+    ]
+    with traced() as calls:
+        found = paddle.matmul(*given, *map(bool, transposed))
+    assert (found.numpy() == matrices[0] @ matrices[1]).all()
+    assert list(found.shape) == list((matrices[0] @ matrices[1]).shape)
+    assert not any("d2h" in call for call in calls)
 
 
 def test_what_is_computed_on_the_host_comes_after_the_work_of_the_stream(device):
