@@ -66,7 +66,7 @@ def copies(backend: CUDAProvider, blocks: int, seconds: float) -> None:
     shuffled = rng.permutation(blocks)
     for source, target in (("device", "host"), ("host", "device"), ("device", "other")):
         large = large_copy(backend, source, target.replace("other", "device"), seconds)
-        ways = {"torch": None}
+        ways: dict[str, Any] = {"torch": None}
         if "host" in (source, target) and backend._batches is not None:  # noqa: SLF001
             ways["batches"] = backend._batches  # noqa: SLF001
         for count in (1, 8, 64, blocks):
