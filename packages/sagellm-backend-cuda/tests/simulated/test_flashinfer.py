@@ -19,6 +19,7 @@ from fake_cuda.flashinfer_snapshot import signatures
 from sagellm_backend import DType, KVLayout
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.cuda import attention, flashinfer_kernels, flashinfer_plans, provider
+from sagellm_backend.cuda.asked import VARIABLE
 from sagellm_backend.errors import InvalidArgumentError, UnavailableError
 
 MODULE = simdev.module
@@ -26,7 +27,7 @@ MODULE = simdev.module
 
 @pytest.fixture
 def asked(monkeypatch):
-    monkeypatch.setenv(flashinfer_kernels.VARIABLE, "flashinfer")
+    monkeypatch.setenv(VARIABLE, "flashinfer")
     monkeypatch.setitem(sys.modules, "flashinfer", library)
     monkeypatch.setattr(flashinfer_plans, "WORKSPACE", 1 << 20)
     monkeypatch.setattr(provider, "WORKSPACE", 1 << 20)
@@ -158,7 +159,7 @@ def test_pools_of_every_layout_are_read(backend):
 
 class TestAsking:
     def test_without_a_word_torch_s_kernels_are_taken(self, monkeypatch):
-        monkeypatch.delenv(flashinfer_kernels.VARIABLE, raising=False)
+        monkeypatch.delenv(VARIABLE, raising=False)
         monkeypatch.setitem(sys.modules, "flashinfer", None)
         with fake.Simulated() as backend:
             names = {one.name for one in backend.explain("rope").candidates}
@@ -167,12 +168,12 @@ class TestAsking:
     @pytest.mark.parametrize("word", ["flash", "1"])
     def test_another_word_is_refused(self, word):
         with pytest.raises(InvalidArgumentError, match=word):
-            flashinfer_kernels.load({flashinfer_kernels.VARIABLE: word})
+            flashinfer_kernels.load({VARIABLE: word})
 
     def test_a_package_that_is_missing_is_named_with_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "flashinfer", None)
         with pytest.raises(UnavailableError) as caught:
-            flashinfer_kernels.load({flashinfer_kernels.VARIABLE: "flashinfer"})
+            flashinfer_kernels.load({VARIABLE: "flashinfer"})
         assert "sagellm-backend-cuda[flashinfer]" in caught.value.hint
 
     def test_an_older_card_is_refused(self, asked, monkeypatch):

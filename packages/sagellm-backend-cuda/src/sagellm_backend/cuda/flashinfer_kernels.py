@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.cuda import asked
 from sagellm_backend.cuda.flashinfer_plans import Form, Plans
 from sagellm_backend.dtypes import DType
-from sagellm_backend.errors import InvalidArgumentError, UnavailableError
+from sagellm_backend.errors import UnavailableError
 from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support import kernels
 from sagellm_backend.torch_support.misuse import (
@@ -32,7 +33,6 @@ from sagellm_backend.torch_support.misuse import (
     require_one_device,
 )
 
-VARIABLE = "SAGELLM_CUDA_KERNELS"
 HEAD_DIMS = (64, 128, 256)
 """What flashinfer's rope and attention have kernels for, among what all of its builds have."""
 
@@ -43,7 +43,6 @@ LEAST_CAPABILITY = (8, 0)
 """Of the cards that its bf16 kernels are for."""
 
 _HALF = frozenset({torch.float16, torch.bfloat16})
-_WORDS = ("", "torch", "flashinfer")
 
 Limits = Callable[..., list[str]]
 
@@ -51,19 +50,15 @@ Limits = Callable[..., list[str]]
 def load(environ: Mapping[str, str] = os.environ) -> Any | None:
     """The module flashinfer where it is asked for, else ``None``.
 
-    Raises :class:`InvalidArgumentError` for another word in the variable, and
-    :class:`UnavailableError` where flashinfer cannot be imported.
+    Raises :class:`UnavailableError` where it cannot be imported, and as :func:`.asked.kernels`.
     """
-    asked = environ.get(VARIABLE, "")
-    if asked not in _WORDS:
-        raise InvalidArgumentError(f"{VARIABLE}={asked!r} is neither 'torch' nor 'flashinfer'.")
-    if asked != "flashinfer":
+    if "flashinfer" not in asked.kernels(environ):
         return None
     try:
         return importlib.import_module("flashinfer")
     except Exception as error:
         raise UnavailableError(
-            f"{VARIABLE} asks for flashinfer, which cannot be imported: {error}",
+            f"{asked.VARIABLE} asks for flashinfer, which cannot be imported: {error}",
             hint="pip install 'sagellm-backend-cuda[flashinfer]', or unset the variable.",
         ) from error
 

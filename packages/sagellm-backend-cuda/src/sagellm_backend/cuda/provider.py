@@ -14,6 +14,7 @@ import torch
 from sagellm_backend.capability import CapabilityDescriptor, Feature
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.cuda import (
+    asked,
     attention,
     batches,
     export,
@@ -22,6 +23,7 @@ from sagellm_backend.cuda import (
     telemetry,
 )
 from sagellm_backend.cuda.batches import DriverBatches
+from sagellm_backend.cuda.compiled import Writer
 from sagellm_backend.cuda.flashinfer_plans import WORKSPACE, Plans
 from sagellm_backend.cuda.kv import CUDAKVCopyPlan
 from sagellm_backend.cuda.memory import RuntimeRegistrar
@@ -105,14 +107,23 @@ class CUDAProvider(AcceleratorProvider):
         library = flashinfer_kernels.load()
         if library is not None:
             self._register_flashinfer(table, library)
+        if "compiled" in asked.kernels():
+            writer = Writer(self.module)
+            found = {"kv_write": self._on_device(writer.kv_write)}
+            index = torch.device(self.device).index
+
+            def supports(**static: Any) -> list[str]:
+                return [*self._supports(**static), *writer.shortfalls(index)]
+
+            kernels.register(table, supports, found, name="compiled", priority=30)
 
     def _register_flashinfer(self, table: KernelTable, library: Any) -> None:
         capability = self._compute_capability()
         if capability < flashinfer_kernels.LEAST_CAPABILITY:
             raise UnavailableError(
-                f"{flashinfer_kernels.VARIABLE} asks for flashinfer, which needs compute "
+                f"{asked.VARIABLE} asks for flashinfer, which needs compute "
                 f"capability 8.0; {self.device} has {'.'.join(map(str, capability))}.",
-                hint=f"Unset {flashinfer_kernels.VARIABLE}.",
+                hint=f"Unset {asked.VARIABLE}.",
             )
         flash = not attention.shortfalls(capability)
         otherwise = attention.make(capability) if flash else device_kernels.attention
