@@ -111,6 +111,11 @@ describe() {
   date -u '+%Y-%m-%d %H:%M UTC'
   uname -srm
   "$work/venv/bin/python" -c 'import sys; print("Python", sys.version)'
+  "$work/venv/bin/python" -c 'from importlib.metadata import distributions
+wanted = "torch torch-npu triton cuda-bindings flashinfer-python paddlepaddle-xpu numpy".split()
+found = {one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions()}
+for name in wanted: print(name, found.get(name, "absent"))'
+  env | grep -E '^(SAGELLM_|[A-Z]+_VISIBLE_DEVICES|PYTORCH_)' || true
   "$work/venv/bin/sagellm-backend" list || true
   if [[ $2 == cuda ]]; then nvidia-smi || true; fi
   (cd "$1" && sha256sum sagellm_backend_*.whl)
