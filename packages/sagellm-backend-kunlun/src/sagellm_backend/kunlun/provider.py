@@ -18,7 +18,7 @@ import paddle
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.base import BackendProvider
 from sagellm_backend.capability import CapabilityDescriptor, Feature, KVCapability, Limits
-from sagellm_backend.collectives import Communicator
+from sagellm_backend.collectives import COLLECTIVES, Communicator
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.devices import DeviceInfo, parse_device_str
 from sagellm_backend.dtypes import DType
@@ -78,7 +78,7 @@ class KunlunProvider(BackendProvider):
 
     @functools.cached_property
     def _declared(self) -> frozenset[Feature]:
-        found = {Feature.KV_POOL, Feature.KV_HOST_POOL}
+        found = {Feature.KV_POOL, Feature.KV_HOST_POOL, Feature.COLLECTIVE}
         place = self.runtime.place(self.config.device)
         if self.runtime.has_streams:
             found |= {Feature.STREAM, Feature.EVENT}
@@ -126,7 +126,8 @@ class KunlunProvider(BackendProvider):
             supported_kernels=list(dict.fromkeys(item.kind for item in offered)),
             has_stream=Feature.STREAM in features,
             has_event=Feature.EVENT in features,
-            has_collective=Feature.COLLECTIVE in features,
+            has_collective=True,
+            supported_collectives=list(COLLECTIVES),
             has_kv_block_copy=True,
             has_kv_block_migrate=self._count > 1,
             max_memory_mb=total >> 20,
@@ -211,6 +212,11 @@ class KunlunProvider(BackendProvider):
         """The number of one of this provider's devices."""
         return _index(device)
 
+    def write(self, array: Any, values: npt.NDArray[Any]) -> None:
+        """Overwrite an array by host values of equal shape and dtype, behind all work so far."""
+        self._synchronize()
+        self._write_back(array, values)
+
     def _index_of(self, array: Any) -> int:
         found = self.runtime.index_of(array.place)
         return self.config.device if found is None else found
@@ -259,7 +265,10 @@ class KunlunProvider(BackendProvider):
     def _communicator(
         self, rank: int | None, world_size: int | None, init_method: str | None, timeout_s: float
     ) -> Communicator:
-        raise NotImplementedError
+        # Paddle's collectives are loaded by those who use them.
+        from sagellm_backend.kunlun import collectives
+
+        return collectives.join(self, rank, world_size, init_method, timeout_s)
 
 
 def on_host(array: Any) -> bool:
