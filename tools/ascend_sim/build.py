@@ -42,7 +42,8 @@ def build(folder: Path) -> Path:
     nothing.write_text("", encoding="utf-8")
     for name in EMPTY:
         _link(libraries, name, str(nothing))
-    _link(libraries, "hccl", str(nothing))
+    hccl = [str(HERE / f"{name}.cpp") for name in ("hccl", "mailbox")]
+    _link(libraries, "hccl", *hccl, f"-L{libraries}", "-lascendcl")
     _link(libraries, "atb", str(HERE / "atb.cpp"))
     nothing.unlink()
     _compile_kernels(libraries)
