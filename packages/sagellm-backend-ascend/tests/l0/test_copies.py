@@ -92,6 +92,14 @@ def test_no_asynchronous_copy_is_of_pageable_memory(make, chip, work, least):
     assert watch.pageable == 0
 
 
+def test_pools_that_could_not_be_pinned_are_copied_without_the_claim(make, monkeypatch):
+    monkeypatch.setattr("sagellm_backend.torch_support.memory.can_pin", lambda: False)
+    backend, watch = make(), Watch()
+    with watch:
+        swap(backend)
+    assert (watch.asynchronous, watch.pageable) == (0, 0)
+
+
 def test_such_a_copy_is_seen(make):
     backend, watch = make(), Watch()
     device = backend.from_numpy(np.ones(4, np.float32))

@@ -35,6 +35,8 @@ class DeviceKVCopyPlan(TorchKVCopyPlan):
         self._device = torch.device((on_device or ends)[0].device)
         self._strided = len(on_device) == len(ends) and source.device == target.device
         self._word = _word(self.source.pages, self.target.pages)
+        # Through pageable memory a copy waits, whatever it is called: then it is called what it is.
+        self._asynchronous = all(end in on_device or end.pages.is_pinned() for end in ends)
 
     def _copy(self, sources: Ids, targets: Ids, stream: Stream | None) -> Transfer:
         nbytes = sources.size * self.source.layout.page_bytes
@@ -65,7 +67,7 @@ class DeviceKVCopyPlan(TorchKVCopyPlan):
             write = target.narrow(1, int(targets[first]), length)
             reads += [read] if self._strided else read.unbind()
             writes += [write] if self._strided else write.unbind()
-        torch._foreach_copy_(writes, reads, non_blocking=True)
+        torch._foreach_copy_(writes, reads, non_blocking=self._asynchronous)
 
     @contextmanager
     def _ordered(self, stream: TorchStream) -> Iterator[Any]:
