@@ -41,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise MisuseError
     if x.dtype is not weight.dtype:  # which a device may find out when the call is over
         raise MisuseError
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype is not weight.dtype):
         raise MisuseError
     return _linear(x, weight, bias)
 
