@@ -178,6 +178,32 @@ def engine(session: nox.Session) -> None:
     )
 
 
+@nox.session(name="ascend-sim", python="3.11")
+def ascend_sim(session: nox.Session) -> None:
+    """The Ascend backend at L1: the real torch_npu over a simulated device, tools/ascend_sim.
+
+    Arguments go to pytest in tests/l1; the suite's report goes to conformance-reports/.
+    """
+    tests = f"{PACKAGES[3]}/tests"
+    core, ascend = f"{PACKAGES[0]}[conformance]", PACKAGES[3]
+    needs = [*group("torch"), "torch-npu==2.13.0", *group("test")]
+    session.install(*torch_index(session), *needs, "--editable", core, "--editable", ascend)
+    home = Path(session.create_tmp()).resolve() / "cann"
+    session.run("python", "tools/ascend_sim/build.py", str(home))
+    env = {
+        "ASCEND_HOME_PATH": str(home),
+        "ASCEND_OPP_PATH": str(home / "opp"),
+        "LD_LIBRARY_PATH": str(home / "lib64"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in ("tools", f"{tests}/l1")),
+    }
+    # Graphs are not simulated; two processes talk over HCCL in tests/l1.
+    profiles = "core,stream,kv,kernels,attention,model"
+    run = ["run", "--backend", "ascend-l1", "--depth", "smoke", "--profile", profiles]
+    session.run("sagellm-backend", "conformance", *run, "--out", "conformance-reports", env=env)
+    session.run("pytest", f"{tests}/l1", f"{tests}/test_snapshot.py", *session.posargs, env=env)
+
+
 @nox.session(name="kunlun-sim", python="3.11")
 def kunlun_sim(session: nox.Session) -> None:
     """The Kunlun backend at L1: Paddle's CPU build over a simulated device, tools/kunlun_sim.

@@ -51,15 +51,6 @@ def build(folder: Path) -> Path:
     return libraries
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """The variables that a process needs in which torch_npu is to find the simulator."""
-    return {
-        "ASCEND_HOME_PATH": str(folder),
-        "ASCEND_OPP_PATH": str(folder / "opp"),
-        "LD_LIBRARY_PATH": str(folder / "lib64"),
-    }
-
-
 def headers() -> list[Path]:
     """The folders of the headers in the torch_npu wheel."""
     include = _installed("torch_npu") / "include"
