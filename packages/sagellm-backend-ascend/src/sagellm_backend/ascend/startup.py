@@ -37,6 +37,11 @@ _FAULTS = (
         "CANN's libraries are not where the loader looks",
         stack.SET_ENV,
     ),
+    (
+        ("source set_env.sh",),
+        "CANN is not set up as a whole",
+        stack.SET_ENV,
+    ),
     (("undefined symbol",), "torch_npu was made for another CANN", _CANN_FITS),
     (
         ("two accelerators cannot be used",),
