@@ -14,12 +14,10 @@ UNKNOWN = object()
 
 def aliases_of(tree):
     """What a module calls Paddle's modules: {alias: module}."""
-    found = {"self._pg": "paddle.base.core.ProcessGroup"}
+    # `paddle` is Paddle in every file, also where a function imports it by name.
+    found = {"self._pg": "paddle.base.core.ProcessGroup", "paddle": "paddle"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [item.name for item in node.names if item.name.split(".")[0] == "paddle"]
-            found |= {"paddle": "paddle"} if names else {}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "paddle":
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "paddle":
             found |= {item.asname or item.name: f"{node.module}.{item.name}" for item in node.names}
     return found
 
