@@ -22,9 +22,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return _rms_norm(x, weight.shape, weight, eps)
     if dtype not in FLOATING or x.shape[-1:] != weight.shape:
         raise MisuseError
-    wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return wide.mul_(scale).to(dtype).mul_(weight)
+    # Without a weight torch rounds what it normalised in fp32.
+    return _rms_norm(x, weight.shape, None, eps).mul_(weight)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Linear over packed weights: a copy in oneDNN's blocked layout, made once and kept with its weight.
 
 ``F.linear`` reorders a half-precision weight at every call, and multiplies few rows of fp32 by a
-kernel made for many. :data:`RULES` says where the packed copy is faster; it was measured by
+kernel made for many. One row of a half type needs no copy: ``one_row.py`` has it. :data:`RULES` says where the packed copy is faster; it was measured by
 ``benchmarks/linear.py``, whose README has the figures.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.parameter import Parameter
 
-from sagellm_backend.cpu import machine
+from sagellm_backend.cpu import machine, one_row
 from sagellm_backend.errors import OutOfMemoryError
 from sagellm_backend.memory import MemoryLedger
 from sagellm_backend.torch_support.misuse import FLOATING, MisuseError
@@ -118,6 +118,10 @@ class PackedLinear:
         """
         size = weight.numel()
         if size >= SMALLEST:
+            if x.numel() == weight.shape[-1]:
+                row = one_row.linear(x, weight, bias)
+                if row is not None:
+                    return row
             entry = self._entries.get(id(weight))
             if entry is None:
                 self._notice(weight)

@@ -1,0 +1,118 @@
+"""What compiled kernels are made of: memory by address, half types by their bits, work by chunks.
+
+Importing this imports Numba. Addresses and indices are int64 and are not checked; indices count
+elements. Everything here is for use inside of compiled code only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_HALF, _FLOAT = ir.HalfType(), ir.FloatType()
+
+FAST = {"reassoc", "nsz", "contract"}
+"""Sums may be taken in any order; infinities and NaN stay what they are."""
+
+
+class Storage(NamedTuple):
+    """How one dtype lies in memory: ``load(address, index)`` to fp32, ``store(..., value)``."""
+
+    nbytes: int
+    load: Callable[..., Any]
+    store: Callable[..., Any]
+
+
+def _element(builder: Any, address: Any, index: Any, bits: int) -> Any:
+    pointer = builder.inttoptr(address, ir.IntType(bits).as_pointer())
+    return builder.gep(pointer, [index], inbounds=True)
+
+
+def _storage(bits: int, widen: Callable[..., Any], narrow: Callable[..., Any]) -> Storage:
+    @intrinsic
+    def load(context: Any, address: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            element = _element(builder, args[0], args[1], bits)
+            return widen(builder, builder.load(element, align=bits // 8))
+
+        return types.float32(types.int64, types.int64), generate
+
+    @intrinsic
+    def store(context: Any, address: Any, index: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            element = _element(builder, args[0], args[1], bits)
+            builder.store(narrow(builder, args[2]), element, align=bits // 8)
+
+        return types.void(types.int64, types.int64, types.float32), generate
+
+    return Storage(bits // 8, load, store)
+
+
+def _narrow_bf16(builder: Any, value: Any) -> Any:
+    # To the nearest, ties to even; a NaN could become an infinity or a zero by that and stays one.
+    bits = builder.bitcast(value, _I32)
+    odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+    rounded = builder.add(builder.add(bits, odd), _I32(0x7FFF))
+    nan = builder.fcmp_unordered("uno", value, value)
+    return builder.select(nan, _I16(0x7FC0), builder.trunc(builder.lshr(rounded, _I32(16)), _I16))
+
+
+STORAGES = {
+    "fp32": _storage(
+        32,
+        lambda builder, bits: builder.bitcast(bits, _FLOAT),
+        lambda builder, value: builder.bitcast(value, _I32),
+    ),
+    "fp16": _storage(
+        16,
+        lambda builder, bits: builder.fpext(builder.bitcast(bits, _HALF), _FLOAT),
+        lambda builder, value: builder.bitcast(builder.fptrunc(value, _HALF), _I16),
+    ),
+    "bf16": _storage(
+        16,
+        lambda builder, bits: builder.bitcast(
+            builder.shl(builder.zext(bits, _I32), _I32(16)), _FLOAT
+        ),
+        _narrow_bf16,
+    ),
+}
+"""By the name of the dtype."""
+
+
+@intrinsic
+def word(context: Any, words: Any, index: Any) -> Any:
+    """The int64 at an index of the array of arguments."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_element(builder, args[0], args[1], 64), align=8)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def next_chunk(context: Any, words: Any) -> Any:
+    """Take the next number from the counter in word 0: threads share work by it, in any speed."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counter = builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.atomic_rmw("add", counter, _I64(1), "monotonic")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def prefetch(context: Any, address: Any) -> Any:
+    """Ask for the cache line of an address, which need not be valid."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(call, [builder.inttoptr(args[0], pointer), _I32(0), _I32(2), _I32(1)])
+
+    return types.void(types.int64), generate

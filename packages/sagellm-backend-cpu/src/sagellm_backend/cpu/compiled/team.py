@@ -1,0 +1,44 @@
+"""Run compiled code on the threads that torch computes with.
+
+A pool of our own would have its threads run beside torch's, which keep spinning for a while after
+each operation: two pools on the same processors halve both. libgomp's entry point is what the
+compiler calls for ``#pragma omp parallel``, and LLVM's and Intel's OpenMP offer it too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+
+
+@cache
+def _parallel() -> Callable[..., Any] | None:
+    """``GOMP_parallel(function, argument, threads, flags)`` of the OpenMP that torch has loaded."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        # Looking a name up in a library looks in those that it was linked to as well.
+        entry = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    return _SIGNATURE(ctypes.cast(entry, ctypes.c_void_p).value or 0)
+
+
+def run(function: Any, words: Any, chunks: int) -> None:
+    """Call ``function(words)`` on as many of torch's threads as there are chunks for.
+
+    Each call takes chunks from the counter in word 0 until none are left, so any number of threads
+    does the whole work. Returns when it is done; lets go of the GIL in the meantime.
+    """
+    threads = min(torch.get_num_threads(), chunks)
+    parallel = _parallel() if threads > 1 else None
+    if parallel is None:
+        function(words)
+    else:
+        parallel(function, words, threads, 0)
