@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -244,13 +244,20 @@ class KunlunProvider(BackendProvider):
             return
         for operation, (kernel, limits) in xpu_kernels.KERNELS.items():
             launched = self.launcher.wrap(operation, kernel)
-            table.register(operation, launched, name="xpu", priority=10, supports=limits)
+            supports = self._limited(limits)
+            table.register(operation, launched, name="xpu", priority=10, supports=supports)
 
     def _supports(self, dtype: DType | None = None, **_: Any) -> list[str]:
         if dtype is None or dtype in self.compute_dtypes:
             return []
         offered = ", ".join(item.value for item in self.compute_dtypes)
         return [f"dtype {dtype.value} is not computed in, only {offered}"]
+
+    def _limited(self, limits: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        def supports(**static: Any) -> list[str]:
+            return [*self._supports(**static), *limits(**static)]
+
+        return supports
 
     def _prepare_attention(self, metadata: AttentionMetadata) -> None:
         with self.launcher.on(self.config.device):
