@@ -35,6 +35,8 @@ nox.options.sessions = [
     "conformance",
     "zoo",
     "engine",
+    "ascend-sim",
+    "kunlun-sim",
     "generate",
 ]
 

@@ -1,4 +1,4 @@
-"""Packed weights against ``F.linear``: the ratios that the rules of ``cpu/linear.py`` stand on.
+"""Packed weights, and the kernel for one row, against ``F.linear``: what ``cpu/linear.py`` stands on.
 
 Both sides are measured in turns in one process, over weights in rotation that together are larger
 than what a core's caches hold. A ratio above 1 is a gain. Run it with as many threads as the engine
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sagellm_backend.cpu import machine
+from sagellm_backend.cpu import machine, one_row
 from sagellm_backend.cpu.linear import RULES, dtypes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +40,7 @@ SHAPES = {
 }
 """Inputs and outputs of the weights."""
 
-Side = tuple[Callable[[Tensor, Tensor], Tensor], list[Tensor]]
+Side = tuple[Callable[[Tensor, Tensor], Tensor | None], list[Tensor]]
 """How to multiply, and by which weights."""
 
 
@@ -83,7 +83,10 @@ def measure(name: str, rows: list[int], args: argparse.Namespace) -> None:
     for size in rows:
         x = torch.randn(size, inputs).to(dtype)
         sides: list[Side] = [(functional.linear, weights), (packed, copies)]
-        plain, ours = in_turns(sides, x, args.seconds)
+        if size == 1 and one_row.linear(x, weights[0], None) is not None:
+            sides.append((lambda row, weight: one_row.linear(row, weight, None), weights))
+        plain, ours, *row = in_turns(sides, x, args.seconds)
+        gain = f"{min(plain) / min(row[0]):.2f}" if row else ""
         low, high = RULES[dtype].rows
         rule = RULES[dtype]
         large = weights[0].numel() >= rule.min_elements and inputs <= rule.max_inputs
@@ -91,7 +94,7 @@ def measure(name: str, rows: list[int], args: argparse.Namespace) -> None:
             f"| {args.dtype} | {name} {inputs}x{outputs} | {size} | {1e6 * min(plain):.0f} "
             f"| {weights[0].nbytes / min(plain) / 1e9:.1f} | {min(plain) / min(ours):.2f} "
             f"| {statistics.median(plain) / statistics.median(ours):.2f} "
-            f"| {packing / min(plain):.1f} | {'yes' if large and low <= size <= high else ''} |",
+            f"| {packing / min(plain):.1f} | {gain} | {'yes' if large and low <= size <= high else ''} |",
             flush=True,
         )
 
@@ -119,9 +122,10 @@ def main() -> None:
     if DTYPES[args.dtype] not in dtypes():
         raise SystemExit(f"oneDNN does not multiply packed {args.dtype} weights here.")
     print(
-        "| dtype | weight | rows | F.linear us | GB/s | best | median | packing, calls | chosen |"
+        "| dtype | weight | rows | F.linear us | GB/s | best | median | packing, calls "
+        "| one row | chosen |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name in SHAPES:
         if any(word in name for word in args.shapes):
             measure(name, args.rows, args)
