@@ -199,8 +199,8 @@ def ascend_sim(session: nox.Session) -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in ("tools", f"{tests}/l1")),
     }
-    # Graphs are not simulated; two processes talk over HCCL in tests/l1.
-    profiles = "core,stream,kv,kernels,attention,model"
+    # Two processes talk over HCCL in tests/l1.
+    profiles = "core,stream,kv,kernels,attention,graph,model"
     run = ["run", "--backend", "ascend-l1", "--depth", "smoke", "--profile", profiles]
     session.run("sagellm-backend", "conformance", *run, "--out", "conformance-reports", env=env)
     session.run("pytest", f"{tests}/l1", f"{tests}/test_snapshot.py", *session.posargs, env=env)

@@ -18,6 +18,10 @@ HERE = Path(__file__).resolve().parent
 REFERENCES = ("kernels", "formats", "attention")
 THEIRS = "get_npu_format"
 """Needs no kernel: torch_npu knows the formats of its arrays."""
+WORKSPACES = (
+    "npu::_npu_fused_infer_attention_score_get_max_workspace",
+    "atb::_npu_paged_attention_get_workspace",
+)
 
 _LIBRARIES = []
 
@@ -58,6 +62,9 @@ def install():
         taken = [name for name in names if name != THEIRS]
         reference.take(namespace, taken, host=("seq_len",))
     _infer("npu::npu_format_cast", lambda x, *_, **__: torch.empty_like(x))
+    attention = import_module("npu_l0.attention")
+    for qualified in WORKSPACES:  # whose size depends on shapes and host lists alone
+        _infer(qualified, getattr(attention, qualified.partition("::")[2]))
 
 
 def _infer(qualified, function):
@@ -66,7 +73,7 @@ def _infer(qualified, function):
 
     namespace, name = qualified.split("::")
     library = torch.library.Library(namespace, "IMPL")
-    library.impl(name, function, "Meta")
+    library.impl(name, function, "Meta", allow_override=True)
     _LIBRARIES.append(library)
 
 
