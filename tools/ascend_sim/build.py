@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-RUNTIME = ("runtime", "memory", "copies", "streams", "events", "graphs", "absent")
+RUNTIME = ("runtime", "memory", "virtual_memory", "copies", "streams", "events", "graphs", "absent")
 EMPTY = ("ge_runner", "graph", "acl_tdt_channel")
 KERNELS = "ascend_sim_kernels.so"
 PARTS = ("opp", "runtime", "compiler")  # that torch_npu looks for in an installation
