@@ -60,6 +60,11 @@ class TestCache:
         (home / "key").write_bytes(damage)
         assert cache.read("key") is None
 
+    def test_a_file_of_another_user_is_not_run(self, home, monkeypatch):
+        assert cache.write("key", b"code")
+        monkeypatch.setattr(cache.os, "getuid", lambda: os.geteuid() + 1)
+        assert cache.read("key") is None
+
     def test_two_processes_that_compile_at_once_both_get_it(self, home):
         code = (
             "from sagellm_backend.cpu.compiled.kernel import Kernel\n"

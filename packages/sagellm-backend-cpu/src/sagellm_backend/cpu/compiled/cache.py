@@ -17,9 +17,15 @@ def folder() -> Path:
 
 
 def read(key: str) -> bytes | None:
-    """The code kept under a key; ``None`` if there is none, or it is not what was written."""
+    """The code kept under a key; ``None`` if there is none, or it is not what was written.
+
+    Nor is it taken from a file of another user: it would be run with the rights of this one.
+    """
+    path = folder() / key
     try:
-        content = (folder() / key).read_bytes()
+        if path.stat().st_uid != os.getuid():
+            return None
+        content = path.read_bytes()
     except OSError:
         return None
     digest, code = content[:_DIGEST], content[_DIGEST:]
