@@ -19,10 +19,6 @@ from sagellm_backend.streams import Stream
 if TYPE_CHECKING:
     from sagellm_backend.kunlun.provider import KunlunProvider
 
-STAGED = 1 << 28
-"""Bytes of blocks that are gathered at a time."""
-
-
 class KunlunKVPool(KVPool):
     """A pool in two tensors for each layer, keys and values apart, as the kernels of XPUs have them.
 
@@ -68,8 +64,7 @@ def _aligned(owner: KunlunProvider, layout: KVLayout, num_blocks: int, place: Pl
 class KunlunKVCopyPlan(KVCopyPlan):
     """Copies that are done on return, behind the work of the stream that they are given.
 
-    Within a device blocks are gathered and put down by two kernels; between memories, runs of
-    neighbouring blocks are copied in the direction that the pools declare.
+    Runs of neighbouring blocks are copied at once, in the direction that the pools declare.
     """
 
     source: KunlunKVPool
