@@ -6,6 +6,7 @@
 #include <chrono>
 #include <map>
 #include <thread>
+#include <utility>
 
 #include "streams.h"
 
@@ -111,7 +112,7 @@ bool capture_reset(Stream* stream, Event* event) {
   return true;
 }
 
-aclError add_to_graph(Stream* stream, const char* name, Work work, bool* added) {
+aclError add_to_graph(Stream* stream, const char* name, Work& work, bool* added) {
   std::lock_guard<std::mutex> hold(capturing());
   auto update = updates().find(stream);
   *added = update != updates().end() || stream->capture;
@@ -120,9 +121,9 @@ aclError add_to_graph(Stream* stream, const char* name, Work work, bool* added) 
     if (next >= group->last || group->graph->nodes[next].name != name) {
       return fail(ACL_ERROR_RT_MODEL_UPDATE_FAILED, std::string(name) + " is not what was captured");
     }
-    group->graph->nodes[next++].work = std::move(work);
+    group->graph->nodes[next++].work.swap(work);
   } else if (stream->capture) {
-    add(stream->capture, name, std::move(work));
+    add(stream->capture, name, std::exchange(work, nullptr));
   }
   return ACL_SUCCESS;
 }

@@ -17,6 +17,7 @@
 #include "torch_npu/csrc/core/npu/NPUStream.h"
 #include "torch_npu/csrc/framework/OpCommand.h"
 
+#include <memory>
 #include <set>
 #include <unordered_map>
 
@@ -106,12 +107,14 @@ aclError compute(const c10::OperatorHandle& op, Stack stack, const std::vector<T
 void launch(const Call& call, Stack stack, std::vector<Tensors> into) {
   const char* name = name_of(call.op);
   auto stream = c10_npu::getCurrentNPUStream(call.device.index()).stream(false);
-  auto work = [op = call.op, stack = std::move(stack), into = std::move(into)] {
-    return compute(op, stack, into);
-  };
-  auto queued = [stream, name, work = std::move(work)]() -> int {
+  // Moved on, so that the stream's thread and not the queue's drops the tensors.
+  auto work = std::make_shared<Work>(
+      [op = call.op, stack = std::move(stack), into = std::move(into)] {
+        return compute(op, stack, into);
+      });
+  auto queued = [stream, name, work]() -> int {
     trace("kernel %s stream=%p", name, stream);
-    return submit(stream, name, work);
+    return submit(stream, name, std::move(*work));
   };
   at_npu::native::OpCommand::RunOpApiV2(name, queued);
 }

@@ -168,9 +168,13 @@ aclError submit(aclrtStream handle, const char* name, Work work) {
   if (!stream) return fail(ACL_ERROR_RT_INVALID_HANDLE, std::string(name) + " on no stream");
   bool added = false;
   const aclError error = add_to_graph(stream, name, work, &added);
-  if (error || added) return error;
-  stream->enqueue(name, std::move(work));
-  return ACL_SUCCESS;
+  if (!error && !added) {
+    stream->enqueue(name, std::move(work));
+  } else if (work) {
+    // Dropping tensors may take the GIL, whose holder may wait for this thread, never for a stream's.
+    stream->enqueue("drop", [work = std::move(work)] { return ACL_SUCCESS; });
+  }
+  return error;
 }
 
 }  // namespace sim

@@ -81,7 +81,8 @@ aclError synchronize_device(int device, int timeout_ms);
 bool capture_record(Stream* stream, Event* event);
 bool capture_wait(Stream* stream, Event* event);
 bool capture_reset(Stream* stream, Event* event);
-aclError add_to_graph(Stream* stream, const char* name, Work work, bool* added);
+// Takes work into a graph; an update leaves in its place the work that it replaces.
+aclError add_to_graph(Stream* stream, const char* name, Work& work, bool* added);
 aclError refuse_while_capturing(Stream* stream, const char* what);
 
 }  // namespace sim
