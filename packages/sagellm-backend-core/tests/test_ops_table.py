@@ -20,6 +20,7 @@ EVERY = [pytest.param(op, dtype, id=f"{op.name}-{dtype.value}")
 FIRST_SET = {
     "linear", "matmul", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "silu_and_mul",
     "gelu", "softmax", "rope", "kv_write", "attention", "greedy_sample", "sample",
+    "linear_w8a16", "linear_w8a8", "linear_w4a16",
 }  # fmt: skip
 
 

@@ -57,6 +57,34 @@ def _linear(rng: np.random.Generator, dtype: DType) -> Calls:
     yield {"x": eye * dtype.numpy.type(2 / dtype.unit_roundoff), "weight": weight, "bias": None}
 
 
+def _linear_int8(rng: np.random.Generator, dtype: DType) -> Calls:
+    weight = rng.choice([-1, 1], (_SIDE, _SIDE)).astype(np.int8)
+    small = smallest_normal(dtype) * rng.uniform(0.25, 0.99, _SIDE)
+    # The scale of a row whose largest number is 127 is 1.
+    eye = 127 * np.eye(_SIDE, dtype=dtype.numpy)
+    yield {"x": eye, "weight": weight, "scale": (small / 127).astype(np.float32), "bias": None}
+    ones, zeros = np.ones(_SIDE, np.float32), np.zeros((_SIDE, _SIDE), dtype.numpy)
+    bias = subnormals(rng, dtype, _SIDE)
+    yield {"x": zeros, "weight": weight, "scale": ones, "bias": bias}
+
+
+def _linear_w8a16(rng: np.random.Generator, dtype: DType) -> Calls:
+    yield from _linear_int8(rng, dtype)
+    x, eye = subnormals(rng, dtype, _SIDE, _SIDE), np.eye(_SIDE, dtype=np.int8)
+    yield {"x": x, "weight": eye, "scale": np.ones(_SIDE, np.float32), "bias": None}
+
+
+def _linear_w4a16(rng: np.random.Generator, dtype: DType) -> Calls:
+    codes = rng.choice([7, 9], (2, _SIDE, _SIDE // 2))
+    weight = (codes[0] | codes[1] << 4).astype(np.uint8).view(np.int8)
+    eye = np.eye(_SIDE, dtype=dtype.numpy)
+    small = smallest_normal(dtype) * rng.uniform(0.25, 0.99, (_SIDE, 4))
+    yield {"x": eye, "weight": weight, "scale": small.astype(np.float32)}
+    ones, zeros = np.ones((_SIDE, 4), np.float32), np.zeros((_SIDE, _SIDE), dtype.numpy)
+    bias = subnormals(rng, dtype, _SIDE)
+    yield {"x": zeros, "weight": weight, "scale": ones, "bias": bias}
+
+
 def _matmul(rng: np.random.Generator, dtype: DType) -> Calls:
     eye = np.eye(_SIDE, dtype=dtype.numpy)
     yield {"a": eye, "b": subnormals(rng, dtype, _SIDE, _SIDE)}
@@ -136,6 +164,9 @@ def _attention(rng: np.random.Generator, dtype: DType) -> Calls:
 
 RECIPES: Mapping[str, Callable[[np.random.Generator, DType], Calls]] = {
     "linear": _linear,
+    "linear_w8a16": _linear_w8a16,
+    "linear_w8a8": _linear_int8,
+    "linear_w4a16": _linear_w4a16,
     "matmul": _matmul,
     "embedding": _embedding,
     "kv_write": _kv_write,

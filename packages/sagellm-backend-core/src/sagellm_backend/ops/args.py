@@ -16,6 +16,7 @@ _DTYPES: dict[str, tuple[DType, ...]] = {
     "fp32": (DType.FP32,),
     "index": (DType.INT32, DType.INT64),
     "int64": (DType.INT64,),
+    "int8": (DType.INT8,),
 }
 
 
@@ -38,12 +39,12 @@ class Arg:
     """An array that goes in or comes out.
 
     ``dtype`` is ``T`` (the floating dtype of the call, one for all ``T`` arrays), ``fp32``,
-    ``index`` (int32 or int64) or ``int64``. An ``optional`` array may be ``None``. ``accuracy``
-    replaces the operation's for this output.
+    ``index`` (int32 or int64), ``int64`` or ``int8``. An ``optional`` array may be ``None``.
+    ``accuracy`` replaces the operation's for this output.
     """
 
     spec: str
-    dtype: Literal["T", "fp32", "index", "int64"] = "T"
+    dtype: Literal["T", "fp32", "index", "int64", "int8"] = "T"
     optional: bool = False
     accuracy: Accuracy | None = None
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.ops.dispatch import KernelTable
+from sagellm_backend.torch_support import quantised
 from sagellm_backend.torch_support.attention import attention
 from sagellm_backend.torch_support.misuse import (
     FLOATING,
@@ -168,6 +169,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
         attention,
         greedy_sample,
         sample,
+        *quantised.KERNELS,
     )
 }
 
