@@ -169,9 +169,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
         attention,
         greedy_sample,
         sample,
-        *quantised.KERNELS,
     )
-}
+} | quantised.KERNELS
 
 
 def register(

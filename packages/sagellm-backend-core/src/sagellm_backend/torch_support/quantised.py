@@ -106,4 +106,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-KERNELS: tuple[Callable[..., Any], ...] = (linear_w8a16, linear_w8a8, linear_w4a16)
+KERNELS: dict[str, Callable[..., Any]] = {
+    "linear_w8a16": linear_w8a16,
+    "linear_w8a8": linear_w8a8,
+    "linear_w4a16": linear_w4a16,
+}
