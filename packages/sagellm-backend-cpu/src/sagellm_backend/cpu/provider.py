@@ -17,11 +17,13 @@ from sagellm_backend.capability import (
 from sagellm_backend.collectives import COLLECTIVES
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.cpu import kernels, linear, machine, memory
+from sagellm_backend.cpu.kv import CPUKVCopyPlan
 from sagellm_backend.cpu.linear import PackedLinear
 from sagellm_backend.cpu.streams import CPUEvent, CPUStream
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
 from sagellm_backend.hooks import Place
+from sagellm_backend.kv import KVPool
 from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.ops.dispatch import KernelTable
@@ -114,6 +116,9 @@ class CPUBackendProvider(TorchProvider):
 
     def _allocate_charged(self, nbytes: int, place: Place) -> torch.Tensor:
         return memory.allocate_charged(nbytes, self._ledgers.of(place.device))
+
+    def _kv_copy_plan(self, source: KVPool, target: KVPool) -> CPUKVCopyPlan:
+        return CPUKVCopyPlan(source, target)
 
     def _register_kernels(self, table: KernelTable) -> None:
         super()._register_kernels(table)

@@ -1,0 +1,87 @@
+"""Blocks from one place to another, each line of memory read once and written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from sagellm_backend.cpu.compiled.storage import next_chunk, word
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_BYTE, _LINE = ir.IntType(8), ir.VectorType(_I64, 8)
+
+
+def _move(unit: ir.Type, nbytes: int, *, past_caches: bool = False) -> Callable[..., Any]:
+    """``move(target, source)`` of one unit. Only a move past the caches asks for its alignment."""
+
+    @intrinsic
+    def move(context: Any, target: Any, source: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            to, origin = (builder.inttoptr(address, unit.as_pointer()) for address in args)
+            align = nbytes if past_caches else 1
+            store = builder.store(builder.load(origin, align=1), to, align=align)
+            if past_caches:
+                store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
+
+        return types.void(types.int64, types.int64), generate
+
+    return move
+
+
+@intrinsic
+def _fence(context: Any) -> Any:
+    """Let what was stored past the caches be seen before anything that is stored later."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [])
+        builder.call(builder.module.declare_intrinsic("llvm.x86.sse.sfence", (), kind), [])
+
+    return types.void(), generate
+
+
+def build(dtype: str) -> Callable[..., Any]:
+    """The kernel, which moves bytes of any dtype.
+
+    Words: counter, source, target, bytes between rows of the source, and of the target, source
+    ids, target ids (int64), ids, rows, bytes of a block, blocks in a chunk, whether to store past
+    the caches. Then blocks of the target begin at multiples of 64 and are as long. A block is
+    copied in every row; blocks of a row lie one behind the other. Sources and targets do not
+    overlap.
+    """
+    del dtype
+    move_byte, move_line = _move(_BYTE, 1), _move(_LINE, 64)
+    move_line_past = _move(_LINE, 64, past_caches=True)
+
+    def block_copy(words: int) -> None:
+        source, target = word(words, 1), word(words, 2)
+        source_row, target_row = word(words, 3), word(words, 4)
+        source_ids, target_ids, count = word(words, 5), word(words, 6), word(words, 7)
+        rows, nbytes = word(words, 8), word(words, 9)
+        size, past_caches = word(words, 10), word(words, 11)
+        if count <= 0:
+            return
+        whole = nbytes & ~63
+        while True:
+            first = next_chunk(words) * size
+            if first >= rows * count:
+                break
+            for item in range(first, min(first + size, rows * count)):
+                row, place = item // count, item % count
+                read = source + row * source_row + word(source_ids, place) * nbytes
+                write = target + row * target_row + word(target_ids, place) * nbytes
+                if past_caches:
+                    for at in range(0, whole, 64):
+                        move_line_past(write + at, read + at)
+                else:
+                    for at in range(0, whole, 64):
+                        move_line(write + at, read + at)
+                for at in range(whole, nbytes):
+                    move_byte(write + at, read + at)
+        if past_caches:
+            _fence()
+
+    return block_copy
