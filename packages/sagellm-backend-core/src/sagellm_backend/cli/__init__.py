@@ -14,7 +14,7 @@ from sagellm_backend import __version__
 from sagellm_backend.cli import conformance
 from sagellm_backend.errors import BackendError
 
-COMMANDS = ("list", "doctor", "explain", "conformance")
+COMMANDS = ("list", "doctor", "explain", "conformance", "bench")
 """The commands, each a module of this package with ``add_to(subparsers)`` and ``run(options)``."""
 
 

@@ -1,0 +1,1 @@
+"""The rows that need this repository: its examples, and the engine."""

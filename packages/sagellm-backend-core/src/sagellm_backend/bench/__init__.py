@@ -1,0 +1,1 @@
+"""The benchmark: a backend's own speed beside its alternatives' and the limits of the machine."""

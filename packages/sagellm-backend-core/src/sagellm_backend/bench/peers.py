@@ -1,0 +1,147 @@
+"""Peers: alternatives that run in Pythons of their own, one script for each, over a pipe.
+
+A script answers lines of JSON on its standard input with lines of JSON: ``{"do": "warm", ...}`` with
+what it made ready, ``{"do": "go", "budget": seconds}`` with the seconds of each run. What goes wrong
+is ``{"error": text}``. It ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from sagellm_backend.bench.row import Absent, Side
+from sagellm_backend.errors import InvalidArgumentError, UnavailableError
+
+ANSWER_S = 300.0
+"""How long a peer may take for one answer."""
+
+
+class Worker:
+    """One script in the process of a peer's Python. Close it, or leave its context."""
+
+    def __init__(self, python: str, script: Path) -> None:
+        self.script = script
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - the user names the Python
+                [python, str(script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env={**os.environ, "PYTHONPATH": ""},
+            )
+        except OSError as error:
+            self._log.close()
+            raise UnavailableError(f"{python} cannot be started: {error}") from error
+        self._rest = b""
+
+    def ask(self, what: Mapping[str, Any], timeout_s: float = ANSWER_S) -> dict[str, Any]:
+        """Send one line and read one. Raises :class:`UnavailableError` with the peer's last words."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(what).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._lost("has ended") from None
+        answer: dict[str, Any] = json.loads(self._line(timeout_s))
+        if "error" in answer:
+            raise UnavailableError(f"{self.script.name}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(10)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+    def _line(self, timeout_s: float) -> bytes:
+        assert self._process.stdout is not None
+        until = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._rest:
+                if not ready.select(max(until - time.monotonic(), 0.0)):
+                    self._process.kill()
+                    raise self._lost(f"gave no answer for {timeout_s:g} s")
+                part = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not part:
+                    raise self._lost("has ended")
+                self._rest += part
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _lost(self, how: str) -> UnavailableError:
+        self._log.seek(0)
+        words = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        status = self._process.poll()
+        code = "" if status is None else f" with status {status}"
+        return UnavailableError(
+            f"{self.script.name} {how}{code}: {words[-1] if words else 'no words'}"
+        )
+
+
+class Peers:
+    """The Pythons that the user named, and the workers that were started in them."""
+
+    def __init__(self, pythons: Mapping[str, str], folder: Path | None) -> None:
+        self.pythons = dict(pythons)
+        self.folder = folder
+        self._workers: dict[tuple[str, str], Worker] = {}
+
+    def side(self, peer: str, name: str, script: str, config: Mapping[str, Any]) -> Side | Absent:
+        """The side that ``script`` computes in this peer's Python, ready to run; or why there is none.
+
+        ``config`` is what the script is warmed with.
+        """
+        python = self.pythons.get(peer)
+        if python is None:
+            return Absent(name, f"not asked for: --peer {peer}=PYTHON")
+        if self.folder is None:
+            return Absent(name, "needs the repository's scripts: --also benchmarks")
+        path = self.folder / script
+        if not path.is_file():
+            raise InvalidArgumentError(f"{path} does not exist.")
+        try:
+            worker = self._worker(peer, python, path)
+            worker.ask({"do": "warm", **config})
+        except UnavailableError as error:
+            self.forget(peer, script)
+            return Absent(name, error.message)
+        return Side(name, lambda budget: _seconds(worker, budget), process=f"{peer} {script}")
+
+    def forget(self, peer: str, script: str) -> None:
+        """End this worker, so that its memory is free."""
+        worker = self._workers.pop((peer, script), None)
+        if worker is not None:
+            worker.close()
+
+    def close(self) -> None:
+        """End all workers."""
+        for peer, script in list(self._workers):
+            self.forget(peer, script)
+
+    def _worker(self, peer: str, python: str, path: Path) -> Worker:
+        found = self._workers.get((peer, path.name))
+        if found is None:
+            found = self._workers[peer, path.name] = Worker(python, path)
+        return found
+
+
+def _seconds(worker: Worker, budget: float) -> list[float]:
+    found: list[float] = worker.ask({"do": "go", "budget": budget})["seconds"]
+    return found

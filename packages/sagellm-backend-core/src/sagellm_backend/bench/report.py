@@ -1,0 +1,60 @@
+"""A report in words: for the table, the page, and whoever asks what became of the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sagellm_backend.conformance.charts import figure
+
+_BUSY_SHARE, _SCALING = 0.05, 1.8
+
+
+def verdicts(rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+    """How many targets were met, and how many missed; what was not measured is neither."""
+    met = [
+        entry["met"]
+        for row in rows
+        for entry in (*row["others"], *([row["limit"]] if row["limit"] else []))
+        if entry["met"] is not None
+    ]
+    return sum(met), len(met) - sum(met)
+
+
+def figures_of(side: Mapping[str, Any], unit: str) -> tuple[str, str]:
+    """Best and median with their unit, "" where it was not measured."""
+    if side["best"] is None:
+        return "", ""
+    return f"{figure(side['best'])} {unit}", f"{figure(side['median'])} {unit}"
+
+
+def target_words(entry: Mapping[str, Any]) -> str:
+    """A target in words, "" without one."""
+    target = entry["target"]
+    if target is None:
+        return ""
+    if target["more_us"] is not None:
+        more = entry.get("more_us")
+        told = "" if more is None else f"{more:+.2f} µs, "
+        return f"{told}at most {target['more_us']:+.2f} µs"
+    if "share" in entry:
+        return f"at least {100 * target['ratio']:.0f} %"
+    return f"at least {target['ratio']:g}x"
+
+
+def busy_words(busy: Mapping[str, Any]) -> tuple[str, bool]:
+    """The note on how busy the machine was, and whether it was quiet, as far as is known."""
+    words, quiet = [], True
+    if busy["others"] is not None:
+        quiet &= busy["others"] <= _BUSY_SHARE
+        words.append(f"other processes used {100 * busy['others']:.1f} % of all processors")
+    if busy["stolen"] is not None:
+        quiet &= busy["stolen"] <= _BUSY_SHARE
+        words.append(f"the host took {100 * busy['stolen']:.1f} %")
+    if busy["scaling"] is not None:
+        quiet &= busy["scaling"] >= _SCALING
+        words.append(f"two spinning processes did {busy['scaling']:.2f} times the work of one")
+    loads = {"before": busy["load_before"], "after": busy["load_after"]}
+    words += [f"load {when} {load[0]:g}" for when, load in loads.items() if load]
+    text = "; ".join(words) or "nothing is known of it"
+    return f"{text[:1].upper()}{text[1:]}.", quiet

@@ -1,0 +1,138 @@
+"""Running rows on one backend, and the report that comes of it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from sagellm_backend import __version__
+from sagellm_backend.base import BackendProvider
+from sagellm_backend.bench.busy import Busy
+from sagellm_backend.bench.limits import Limits
+from sagellm_backend.bench.lock import QuietLock
+from sagellm_backend.bench.memory_speed import processors
+from sagellm_backend.bench.peers import Peers
+from sagellm_backend.bench.result import Result, absent
+from sagellm_backend.bench.row import Row, Side
+from sagellm_backend.bench.session import Session
+from sagellm_backend.bench.timing import Figures, in_turns
+from sagellm_backend.errors import BackendError
+
+FORMAT = "sagellm-backend-bench/1"
+ROUNDS, BUDGET_S = 5, 0.3
+_QUICK_ROUNDS, _QUICK_BUDGET_S = 1, 0.002
+
+
+@dataclass
+class Plan:
+    """What to run: rows, peers by name, and where the scripts of peers are."""
+
+    rows: Sequence[Row]
+    peers: Mapping[str, str] = field(default_factory=dict)
+    scripts: Path | None = None
+    lock: Path | None = None
+    quick: bool = False
+    command: str = ""
+
+
+def run(
+    provider: BackendProvider,
+    plan: Plan,
+    progress: Callable[[int, Result], object] = lambda _, __: None,
+) -> dict[str, Any]:
+    """Measure every row and return the report, by the schema ``data/bench.schema.json``.
+
+    A row that cannot be run says why; no row stops the others. ``progress`` is told the number of
+    each row that is done. The provider stays the caller's.
+    """
+    started = _now()
+    lock, peers = QuietLock(plan.lock), Peers(plan.peers, plan.scripts)
+    try:
+        lock.take()
+        busy = Busy(quick=plan.quick)
+        limits = Limits.measure(provider, quick=plan.quick)
+        session = Session(provider, limits, peers, lock, quick=plan.quick)
+        found = []
+        for number, row in enumerate(plan.rows, 1):
+            found.append(measure(row, session))
+            progress(number, found[-1])
+        noise = busy.report()
+    finally:
+        lock.release()
+        peers.close()
+    return {
+        "format": FORMAT,
+        "started": started,
+        "finished": _now(),
+        "command": plan.command,
+        "quick": plan.quick,
+        "machine": machine(provider),
+        "busy": noise,
+        "limits": limits.to_dict(),
+        "rows": [result.to_dict() for result in found],
+    }
+
+
+def measure(row: Row, session: Session) -> Result:
+    """One row: its sides in turns, or what stands in the way."""
+    try:
+        match = row.prepare(session)
+    except BackendError as error:
+        return absent(row, error.message)
+    if not isinstance(match.ours, Side):
+        return Result(row, match, (match.ours, None), tuple((side, None) for side in match.others))
+    sides = [side for side in (match.ours, *match.others) if isinstance(side, Side)]
+    rounds, budget = (_QUICK_ROUNDS, _QUICK_BUDGET_S) if session.quick else (ROUNDS, BUDGET_S)
+    session.lock.pause()
+    session.lock.take()
+    try:
+        figures = in_turns(sides, rounds=rounds, budget=budget)
+    except BackendError as error:
+        return absent(row, error.message)
+    by_side: dict[int, Figures] = {
+        id(side): found for side, found in zip(sides, figures, strict=True)
+    }
+    ours, *others = ((side, by_side.get(id(side))) for side in (match.ours, *match.others))
+    return Result(row, match, ours, tuple(others))
+
+
+def machine(provider: BackendProvider) -> dict[str, Any]:
+    """Where it was measured, and with what."""
+    claims = provider.capability()
+    return {
+        "backend": provider.name,
+        "device": claims.device_name,
+        "processor": _processor(),
+        "processors": processors(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "core": __version__,
+        "versions": {**_packages(), **claims.versions},
+    }
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for item in distributions():
+        name = item.metadata["Name"]
+        if name and (name.startswith("sagellm-backend") or name in ("numpy", "numba")):
+            found[name] = item.version
+    return dict(sorted(found.items()))
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2] for line in text.splitlines() if line.startswith("model name"))
+    return next(names, platform.machine()).strip()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
