@@ -95,6 +95,38 @@ def word(context: Any, words: Any, index: Any) -> Any:
 
 
 @intrinsic
+def set_word(context: Any, words: Any, index: Any, value: Any) -> Any:
+    """Put an int64 at an index."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], _element(builder, args[0], args[1], 64), align=8)
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def int32(context: Any, address: Any, index: Any) -> Any:
+    """The int32 at an index, as int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = builder.load(_element(builder, args[0], args[1], 32), align=4)
+        return builder.sext(value, _I64)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def arrive(context: Any, counter: Any) -> Any:
+    """Count an int32 up, and see all that was written before others counted it up: its old value."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], _I32.as_pointer())
+        return builder.sext(builder.atomic_rmw("add", pointer, _I32(1), "acq_rel"), _I64)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
 def next_chunk(context: Any, words: Any) -> Any:
     """Take the next number from the counter in word 0: threads share work by it, in any speed."""
 
@@ -116,3 +148,14 @@ def prefetch(context: Any, address: Any) -> Any:
         builder.call(call, [builder.inttoptr(args[0], pointer), _I32(0), _I32(2), _I32(1)])
 
     return types.void(types.int64), generate
+
+
+@intrinsic
+def square_root(context: Any, value: Any) -> Any:
+    """The root of an fp32, by an instruction: ``math.sqrt`` would call a library."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        root = builder.module.declare_intrinsic("llvm.sqrt", [_FLOAT])
+        return builder.call(root, [args[0]])
+
+    return types.float32(types.float32), generate
