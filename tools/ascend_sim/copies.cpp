@@ -78,7 +78,17 @@ struct Copy {
   }
 };
 
-// Of pageable memory the runtime makes a synchronous copy, behind the work of the stream.
+aclError queue_staged(const Copy& copy, aclrtStream handle) {
+  const auto* bytes = static_cast<const char*>(copy.from);
+  return submit(handle, "aclrtMemcpyAsync", [copy, staged = std::vector<char>(bytes, bytes + copy.size)] {
+    Copy now = copy;
+    now.from = staged.data();
+    return now.run();
+  });
+}
+
+// Of pageable memory the runtime makes a synchronous copy, behind the work of the stream. torch_npu's
+// queue may not wait for a stream here (see Unlocked): it reads the host's memory before it goes on.
 aclError queue(const Copy& copy, aclrtStream handle) {
   End target, source;
   if (aclError error = copy.check(&target, &source)) return error;
@@ -90,10 +100,12 @@ aclError queue(const Copy& copy, aclrtStream handle) {
   if (waits) {
     if (aclError error = refuse_while_capturing(stream, "a copy of pageable memory")) return error;
   }
-  const aclError error = submit(handle, "aclrtMemcpyAsync", [copy] { return copy.run(); });
-  if (error || !waits) return error;
+  if (!waits) return submit(handle, "aclrtMemcpyAsync", [copy] { return copy.run(); });
   trace("pageable copy waited stream=%p", handle);
   Unlocked unlocked;
+  if (source.place == Place::kPageable && !unlocked.held()) return queue_staged(copy, handle);
+  const aclError error = submit(handle, "aclrtMemcpyAsync", [copy] { return copy.run(); });
+  if (error) return error;
   return stream->mark()->wait(-1) ? ACL_SUCCESS : ACL_ERROR_RT_INTERNAL_ERROR;
 }
 

@@ -5,22 +5,22 @@
 namespace sim {
 namespace {
 
-Event* event_of(aclrtEvent handle) { return static_cast<Event*>(handle); }
+const EventPtr& event_of(aclrtEvent handle) { return *static_cast<EventPtr*>(handle); }
 
-MarkerPtr last_of(Event* event) {
+MarkerPtr last_of(const EventPtr& event) {
   std::lock_guard<std::mutex> hold(event->lock);
   return event->last;
 }
 
 aclError create(aclrtEvent* handle, uint32_t flags) {
-  auto* made = new Event();
-  made->flags = flags;
+  auto* made = new EventPtr(new Event());
+  (*made)->flags = flags;
   *handle = made;
   trace("aclrtCreateEvent event=%p flags=%u", *handle, flags);
   return ACL_SUCCESS;
 }
 
-bool is_timed(Event* event) { return (event->flags & ACL_EVENT_TIME_LINE) != 0; }
+bool is_timed(const EventPtr& event) { return (event->flags & ACL_EVENT_TIME_LINE) != 0; }
 
 }  // namespace
 }  // namespace sim
@@ -37,7 +37,7 @@ aclError aclrtCreateEventExWithFlag(aclrtEvent* handle, uint32_t flags) {
 }
 aclError aclrtDestroyEvent(aclrtEvent handle) {
   trace("aclrtDestroyEvent event=%p", handle);
-  delete event_of(handle);
+  delete static_cast<EventPtr*>(handle);
   return ACL_SUCCESS;
 }
 
@@ -45,7 +45,7 @@ aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream on) {
   Stream* stream = stream_of(on);
   if (!stream) return fail(ACL_ERROR_RT_INVALID_HANDLE, "an event is recorded on no stream");
   trace("aclrtRecordEvent event=%p stream=%p", handle, on);
-  Event* event = event_of(handle);
+  const EventPtr event = event_of(handle);
   if (capture_record(stream, event)) return ACL_SUCCESS;
   auto marker = std::make_shared<Marker>();
   {
@@ -64,7 +64,7 @@ aclError aclrtStreamWaitEvent(aclrtStream on, aclrtEvent handle) {
   Stream* stream = stream_of(on);
   if (!stream) return fail(ACL_ERROR_RT_INVALID_HANDLE, "no stream is to wait for an event");
   trace("aclrtStreamWaitEvent event=%p stream=%p", handle, on);
-  Event* event = event_of(handle);
+  const EventPtr event = event_of(handle);
   if (capture_wait(stream, event)) return ACL_SUCCESS;
   if (MarkerPtr marker = last_of(event)) {
     stream->enqueue("aclrtStreamWaitEvent", [marker] {
@@ -79,7 +79,7 @@ aclError aclrtResetEvent(aclrtEvent handle, aclrtStream on) {
   Stream* stream = stream_of(on);
   if (!stream) return fail(ACL_ERROR_RT_INVALID_HANDLE, "an event is reset on no stream");
   trace("aclrtResetEvent event=%p stream=%p", handle, on);
-  Event* event = event_of(handle);
+  const EventPtr event = event_of(handle);
   if (capture_reset(stream, event)) return ACL_SUCCESS;
   stream->enqueue("aclrtResetEvent", [event] {
     std::lock_guard<std::mutex> hold(event->lock);

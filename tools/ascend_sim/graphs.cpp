@@ -52,7 +52,7 @@ void add(Graph* graph, const char* name, Work work) {
   graph->nodes.push_back({name, std::move(work)});
 }
 
-aclError await(Event* event) {
+aclError await(const EventPtr& event) {
   const auto deadline = Clock::now() + kPatience;
   while (Clock::now() < deadline) {
     MarkerPtr marker;
@@ -84,13 +84,13 @@ aclError not_capturing(const char* what) {
 
 }  // namespace
 
-bool capture_record(Stream* stream, Event* event) {
+bool capture_record(Stream* stream, const EventPtr& event) {
   std::lock_guard<std::mutex> hold(capturing());
   if (stream->capture) event->graph = stream->capture;
   return stream->capture != nullptr;
 }
 
-bool capture_wait(Stream* stream, Event* event) {
+bool capture_wait(Stream* stream, const EventPtr& event) {
   std::lock_guard<std::mutex> hold(capturing());
   if (event->graph && event->graph->open) {
     if (!stream->capture) event->graph->streams.push_back(stream);
@@ -101,7 +101,7 @@ bool capture_wait(Stream* stream, Event* event) {
   return stream->capture != nullptr;
 }
 
-bool capture_reset(Stream* stream, Event* event) {
+bool capture_reset(Stream* stream, const EventPtr& event) {
   std::lock_guard<std::mutex> hold(capturing());
   if (!stream->capture) return false;
   add(stream->capture, "reset", [event] {

@@ -35,12 +35,14 @@ void* host_view(const void* device_address);
 // Whether all of a range is allocated on a device; its index or -1.
 int device_of(const void* address, size_t size);
 
-// Release Python's lock, where this thread holds it, as long as it waits: work of other streams
-// may need it, which is the simulation's and no real device's.
+// Release Python's lock, where this thread holds it, as long as it waits: work of streams may need
+// it, which is the simulation's and no real device's. A thread that does not hold it may be waited for
+// by the one that does, so that it may not wait for a stream at all.
 class Unlocked {
  public:
   Unlocked();
   ~Unlocked();
+  bool held() const { return state_ != nullptr; }
   Unlocked(const Unlocked&) = delete;
   Unlocked& operator=(const Unlocked&) = delete;
 
@@ -54,4 +56,6 @@ extern "C" {
 // Read the trace since the last call; the text belongs to the caller, who gives it to free().
 char* ascend_sim_take_trace();
 void ascend_sim_note(const char* line);
+// From now on every device answers with this error; 0 ends it.
+void ascend_sim_lose(int error);
 }

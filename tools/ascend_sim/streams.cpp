@@ -41,6 +41,12 @@ Stream* add(int device, uint32_t priority) {
 }
 
 std::atomic<int32_t> streams_made{0};
+std::atomic<aclError> lost{ACL_SUCCESS};
+
+aclError check_present() {
+  const aclError error = lost;
+  return error ? fail(error, "the device is lost") : ACL_SUCCESS;
+}
 
 }  // namespace
 
@@ -99,6 +105,7 @@ bool Stream::idle() const {
 }
 
 aclError Stream::synchronize(int timeout_ms) {
+  if (aclError error = check_present()) return error;
   if (!idle() && !mark()->wait(timeout_ms)) {
     return fail(ACL_ERROR_RT_STREAM_SYNC_TIMEOUT, "a stream is still busy");
   }
@@ -166,6 +173,7 @@ aclError synchronize_device(int device, int timeout_ms) {
 aclError submit(aclrtStream handle, const char* name, Work work) {
   Stream* stream = stream_of(handle);
   if (!stream) return fail(ACL_ERROR_RT_INVALID_HANDLE, std::string(name) + " on no stream");
+  if (aclError error = check_present()) return error;
   bool added = false;
   const aclError error = add_to_graph(stream, name, work, &added);
   if (!error && !added) {
@@ -225,6 +233,8 @@ aclError destroy(aclrtStream handle) {
 }  // namespace
 
 extern "C" {
+
+void ascend_sim_lose(int error) { lost = error; }
 
 aclError aclrtCreateStream(aclrtStream* handle) { return create(handle, 0, 0); }
 aclError aclrtCreateStreamWithConfig(aclrtStream* handle, uint32_t priority, uint32_t flags) {

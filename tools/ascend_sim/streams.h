@@ -65,12 +65,14 @@ class Stream {
   std::string said_;
 };
 
+// Streams and graphs that still wait for an event keep it, as the device does when it is destroyed.
 struct Event {
   uint32_t flags;
   std::mutex lock;
   MarkerPtr last;            // null before it was recorded
   Graph* graph = nullptr;    // recorded by a stream that captures
 };
+using EventPtr = std::shared_ptr<Event>;
 
 // The stream behind a handle, the device's default one for null; throws for what is no stream.
 Stream* stream_of(aclrtStream handle);
@@ -78,9 +80,9 @@ bool has_streams(int device);
 aclError synchronize_device(int device, int timeout_ms);
 
 // Hooks of capture: whether the call was taken into a graph.
-bool capture_record(Stream* stream, Event* event);
-bool capture_wait(Stream* stream, Event* event);
-bool capture_reset(Stream* stream, Event* event);
+bool capture_record(Stream* stream, const EventPtr& event);
+bool capture_wait(Stream* stream, const EventPtr& event);
+bool capture_reset(Stream* stream, const EventPtr& event);
 // Takes work into a graph; an update leaves in its place the work that it replaces.
 aclError add_to_graph(Stream* stream, const char* name, Work& work, bool* added);
 aclError refuse_while_capturing(Stream* stream, const char* what);
