@@ -20,6 +20,7 @@ else:
 
     import npu_l0.attention
     import npu_l0.formats
+    import npu_l0.hccl
     import npu_l0.kernels
     import npu_l0.module
     import torch
@@ -33,7 +34,7 @@ from sagellm_backend.ascend import provider, startup  # noqa: E402
 def machine(monkeypatch):
     """A machine on which the stack is in order; ``machine.npu`` stands for ``torch.npu``."""
     made = ModuleType("torch_npu")
-    made.npu = npu_l0.module.make()
+    made.npu, made._C = npu_l0.module.make(), npu_l0.hccl.EXTENSION
     versions = {"torch_npu": torch.__version__}
     real = frameworks.version_of
     monkeypatch.setitem(sys.modules, "torch_npu", made)

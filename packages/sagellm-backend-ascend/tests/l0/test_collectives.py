@@ -123,12 +123,13 @@ def test_the_310b_has_none(make):
 
 
 PAIR = """
-    import sys
+    import sys, types
     import numpy as np, torch
     sys.path += {path!r}
     import l0_backend
     from npu_l0 import hccl
     hccl.register()
+    sys.modules["torch_npu"] = types.SimpleNamespace(_C=hccl.EXTENSION)
     from sagellm_backend import DType
     backend = l0_backend.build()
     type(backend).comm_backend = "hccl"

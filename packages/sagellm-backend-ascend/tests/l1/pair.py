@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import numpy as np
 from ascend_sim import trace
 
 from sagellm_backend import get_provider
+from sagellm_backend.errors import CommTimeoutError, UnavailableError
 
 RANK = int(sys.argv[1])
 backend = get_provider("ascend-l1", {"device": RANK})
@@ -30,4 +32,24 @@ with backend.communicator(RANK, 2, sys.argv[2], timeout_s=60) as group:
     else:
         collect("recv", lambda: group.recv(backend.from_numpy(np.zeros(4, np.float32)), 1))
     group.barrier()
+
+
+def fails(kind, call, *arguments):
+    """Whether a call raises this error, and the seconds that it takes."""
+    start = time.monotonic()
+    try:
+        call(*arguments)
+    except kind:
+        return True, time.monotonic() - start
+    return False, time.monotonic() - start
+
+
+with backend.communicator(RANK, 2, sys.argv[2] + "2", timeout_s=60) as group:
+    left = backend.communicator(RANK, 2, timeout_s=1.5)
+    if RANK:  # and rank 0 does not come
+        array = backend.from_numpy(mine)
+        found["alone"] = fails(CommTimeoutError, left.all_reduce, array)
+        found["again"] = fails(UnavailableError, left.all_reduce, array)
+    found["close"] = fails(Exception, left.close)
+    found["after"] = backend.to_numpy(group.all_reduce(backend.from_numpy(mine))).tolist()
 print(json.dumps(found))

@@ -52,3 +52,14 @@ def test_a_collective(found, name, first, second, call):
 
 def test_a_message(found):
     assert found[0]["recv"] == [1, 2, 3, 4]
+
+
+def test_a_peer_that_does_not_come_is_a_timeout_and_its_group_can_be_closed(found):
+    assert [answer["after"] for answer in found] == [[1, 3, 5, 7]] * 2
+    (timed_out, taken), (refused, _) = found[1]["alone"], found[1]["again"]
+    assert timed_out
+    assert refused
+    assert 1.5 <= taken < 5
+    for raised, taken in (answer["close"] for answer in found):
+        assert not raised
+        assert taken < 5  # HCCL gives up what is under way, and not after its 1836 s

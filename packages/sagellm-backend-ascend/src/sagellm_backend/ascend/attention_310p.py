@@ -94,7 +94,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, scale:
     assert now.table is not None
     blocks = now.table.flatten()
     table = torch.arange(blocks.numel(), dtype=torch.int32, device=q.device).view(now.table.shape)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out = q.new_empty(q.shape)  # empty_like with a format warns on NPUs
     arguments = {
         "query": q.contiguous(),
         "key_cache": _in_tiles(k, blocks),

@@ -1,23 +1,26 @@
 """Groups of processes over HCCL.
 
 A collective waits on the host, as the contract has it, so that a peer that died or never comes is an
-error and not the end of the process: torch_npu's own watchdog would abort it. What a chip's HCCL does
-not reduce is gathered and combined on the device, in the order of ranks. None of this has run on an
-NPU.
+error and not the end of the process: torch_npu's own watchdog would abort it. Closing waits until the
+device has given up what a peer left alone, so that each group tells HCCL a timeout. What a chip's HCCL
+does not reduce is gathered and combined on the device, in the order of ranks. None of this has run on
+an NPU.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 
+from sagellm_backend.ascend import npu
 from sagellm_backend.collectives import ReduceOp, Work
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import InvalidArgumentError
@@ -55,8 +58,17 @@ class HCCLCommunicator(TorchCommunicator):
         try:
             self._barrier()  # HCCL connects at the first collective, by a timeout of its own
         except BaseException:
-            self._leave(self._group)
+            with suppress(RuntimeError):  # which would hide what has failed
+                self._leave(self._group)
             raise
+
+    @staticmethod
+    def options(timeout_s: float) -> Any:
+        """HCCL's own timeout, in whole seconds and behind ours, so that ours names the collective.
+
+        Without it HCCL's is that of the process, HCCL_EXEC_TIMEOUT, 1836 s where that is not set.
+        """
+        return npu.group_options({"hccl_exec_timeout": math.ceil(timeout_s) + 1})
 
     @staticmethod
     @contextmanager

@@ -5,6 +5,8 @@ Importing this needs torch alone; its names need torch_npu.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -30,6 +32,14 @@ def allow_nz() -> None:
     The setting is the process's, and stays.
     """
     torch.npu.config.allow_internal_format = True  # type: ignore[attr-defined] # by torch_npu
+
+
+def group_options(settings: Mapping[str, Any]) -> Any:
+    """Options of a process group over HCCL, with ``settings`` of HCCL by torch_npu's names."""
+    library = import_module("torch_npu")._C._distributed_c10d  # noqa: SLF001 - the documented place
+    chosen = library.ProcessGroupHCCL.Options()
+    chosen.hccl_config = dict(settings)
+    return chosen
 
 
 def __getattr__(name: str) -> Any:

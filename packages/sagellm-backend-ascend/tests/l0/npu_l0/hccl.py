@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -120,9 +121,25 @@ def _check_reducible(dtype, op):
     demand(op != dist.ReduceOp.PRODUCT or dtype is not torch.bfloat16, "no products of bfp16")
 
 
+class Options:
+    """What a group is told beside its timeout: settings of HCCL by name."""
+
+    def __init__(self):
+        self.hccl_config = {}
+
+
+EXTENSION = SimpleNamespace(
+    _distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=Options))
+)
+"""``torch_npu._C``"""
+
+
 def _create(options, pg_options):
-    demand(pg_options is None, "options of another backend")
+    demand(isinstance(pg_options, Options), "options of another backend")
     demand(options.timeout.total_seconds() > 0, "no timeout")
+    limit = pg_options.hccl_config["hccl_exec_timeout"]
+    demand(type(limit) is int, "Value type of hccl_exec_timeout should be int.")
+    demand(limit > options.timeout.total_seconds(), "the device gives up first")
     MADE.append({"timeout": options.timeout, "rank": options.group_rank, "when": time.monotonic()})
     return ProcessGroup(
         options.store, options.group_rank, options.group_size, options.timeout, options.group_id

@@ -67,9 +67,14 @@ def join(
         return LocalCommunicator(provider_name, device, timeout_s)
     with comm_errors("join", rank, world_size, timeout_s), kind.creating():
         if attach:
-            group = dist.new_group(timeout=timedelta(seconds=timeout_s), backend=backend)
+            group = dist.new_group(
+                timeout=timedelta(seconds=timeout_s),
+                backend=backend,
+                pg_options=kind.options(timeout_s),
+            )
         else:
-            group = _create_default(backend, address, rank, world_size, timeout_s)
+            options = kind.options(timeout_s)
+            group = _create_default(backend, address, rank, world_size, timeout_s, options)
         settle(group)
     ours = not attach or _Default.users > 0
     _Default.users += ours
@@ -84,7 +89,7 @@ class _Default:
 
 
 def _create_default(
-    backend: str, address: str, rank: int, world_size: int, timeout_s: float
+    backend: str, address: str, rank: int, world_size: int, timeout_s: float, options: Any
 ) -> Any:
     store = meet(address, rank, world_size, timeout_s)
     hook = sys.excepthook
@@ -95,6 +100,7 @@ def _create_default(
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
+            pg_options=options,
         )
     except BaseException:
         # torch can fail when its default group is there already, and would keep it.
@@ -119,10 +125,12 @@ def _agree(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 def _leave_default(group: Any) -> None:
     _Default.users -= 1
-    if group is not dist.group.WORLD:
-        destroy(group)
-    if not _Default.users:
-        destroy(dist.group.WORLD)
+    try:
+        if group is not dist.group.WORLD:
+            destroy(group)
+    finally:
+        if not _Default.users:
+            destroy(dist.group.WORLD)
 
 
 __all__ = ["TorchCommunicator", "join"]

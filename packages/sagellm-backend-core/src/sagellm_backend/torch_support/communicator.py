@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -55,7 +55,7 @@ class TorchCommunicator(TorchArrayCommunicator):
 
     After a collective has failed the group is unusable (:class:`UnavailableError` names the first
     failure); close it and join anew. Closing waits, at most for the timeout, for collectives under
-    way, and closes the subgroups too.
+    way, and closes the subgroups too; of a group that has failed it raises nothing.
 
     Ranks that disagree about shape, dtype, reduction or the order of calls break the contract, and
     no library detects it reliably: gloo ends a process (SIGABRT) that receives more than it
@@ -89,6 +89,11 @@ class TorchCommunicator(TorchArrayCommunicator):
     def creating() -> AbstractContextManager[None]:
         """A context in which process groups of this kind are made."""
         return nullcontext()
+
+    @staticmethod
+    def options(timeout_s: float) -> Any:
+        """What torch.distributed is told of a group of this kind beside its timeout, if anything."""
+        del timeout_s
 
     def errors(self, operation: str) -> AbstractContextManager[None]:
         """A context in which an error of torch.distributed makes this group unusable."""
@@ -166,7 +171,13 @@ class TorchCommunicator(TorchArrayCommunicator):
                 hint="Make it from the communicator of all ranks, with all of them calling.",
             )
         members = [self._ranks[rank] for rank in ranks]
-        create = partial(dist.new_group, members, timedelta(seconds=self.timeout_s), self.backend)
+        create = partial(
+            dist.new_group,
+            members,
+            timedelta(seconds=self.timeout_s),
+            self.backend,
+            pg_options=self.options(self.timeout_s),
+        )
         if members != sorted(members):
             create = partial(create, sort_ranks=False)  # newer than new_group: where it matters
         with self.errors(f"subgroup {ranks}"), self.creating():
@@ -190,7 +201,8 @@ class TorchCommunicator(TorchArrayCommunicator):
     def _close(self) -> None:
         for child in list(self._children):
             child.close()
-        with self.errors("close"):
+        failed = self._failure is not None  # then a library may well fail to end what it began
+        with suppress(RuntimeError) if failed else self.errors("close"):
             self._leave(self._group)
         self._group = None
 
@@ -265,10 +277,16 @@ def settle(group: Any) -> None:
 
 
 def destroy(group: Any) -> None:
-    """Destroy a process group that may be gone already."""
+    """Destroy a process group that may be gone already. Whatever is raised, torch has it no more."""
     # Whoever owns the default group may have destroyed everything before us.
-    if dist.is_initialized():
+    if not dist.is_initialized():
+        return
+    try:
         dist.destroy_process_group(group)
+    except RuntimeError:
+        # Work that failed on the device is told again here, and torch would keep the group.
+        dist.distributed_c10d._abort_process_group(group)  # noqa: SLF001 - newer than 2.4
+        raise
 
 
 def _bytes(array: torch.Tensor) -> torch.Tensor:
