@@ -17,6 +17,7 @@ from sagellm_backend.conformance.charts import (
 )
 from sagellm_backend.conformance.html import html_page
 from sagellm_backend.conformance.report import build_report
+from sagellm_backend.devices import DeviceInfo
 
 VOID = {"meta", "br", "rect", "link", "hr", "img", "input"}
 
@@ -115,6 +116,14 @@ def test_a_simulated_device_is_called_one(make):
     page = html_page(report)
     assert "No hardware was examined." in Page(page).text
     assert re.search(r'aria-current="?true"?><b>L1', page)
+
+
+def test_facts_of_devices_are_told(make):
+    told = DeviceInfo(0, "a chip", facts={"level": "L1", "fp16": "L0 only"})
+    report = build_report(make.run(make.capability(devices=(told,))))
+    text = Page(html_page(report)).text
+    assert "Facts of a chip" in text
+    assert "fp16: L0 only; level: L1" in text
 
 
 def test_every_failure_has_its_text_and_the_way_to_repeat_it(failed):

@@ -92,12 +92,21 @@ def claims(descriptor: Mapping[str, Any] | None) -> str:
         ("Collectives", _list(descriptor["supported_collectives"])),
         ("Limits", _list(limits) if limits else "none stated"),
         ("Subnormal numbers flushed in", _list(descriptor["flush_subnormals"])),
+        *((f"Facts of {device['name']}", _facts(device["facts"])) for device in _told(descriptor)),
     ]
     return (
         "<section><h2>What the provider claims</h2>"
         f'<p class="lead">Its descriptor in short; the whole of it is in report.json.</p>'
         f'<div class="card">{_pairs(rows)}</div></section>'
     )
+
+
+def _told(descriptor: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    return (device for device in descriptor["devices"] if device["facts"])
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in sorted(facts.items()))
 
 
 def case_lists(cases: Sequence[Mapping[str, Any]], profiles: Iterable[str]) -> str:
