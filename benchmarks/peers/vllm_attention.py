@@ -22,6 +22,7 @@ def warm(
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Lay the tokens out in blocks of vLLM's, by its own kernel, and return the call of a step."""
     current_platform.import_kernels()
+    torch.cpu._init_amx()  # noqa: SLF001 - as the worker of vLLM does
     kind = DTYPES[dtype]
     q, k, v = (torch.from_numpy(np.load(Path(folder) / f"{name}.npy")).to(kind) for name in "qkv")
     table = torch.from_numpy(np.load(Path(folder) / "table.npy")).long()

@@ -7,7 +7,14 @@ from html import escape
 from typing import Any
 
 from sagellm_backend.bench.charts import ratio_chart, share_chart, times
-from sagellm_backend.bench.report import busy_words, figures_of, target_words, verdicts
+from sagellm_backend.bench.report import (
+    TRIAL,
+    absences,
+    busy_words,
+    figures_of,
+    target_words,
+    verdicts,
+)
 from sagellm_backend.conformance.charts import figure
 
 
@@ -27,10 +34,7 @@ def hero(report: Mapping[str, Any]) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
         for name, value, note in facts
     )
-    quick = (
-        '<div class="callout bad"><h3>A trial run</h3><p>Made with <code>--quick</code>: '
-        "small work, one round. Its figures mean nothing.</p></div>"
-    )
+    quick = f'<div class="callout bad"><h3>A trial run</h3><p>{escape(TRIAL)}</p></div>'
     return (
         f'<header class="card hero good"><h1>{escape(machine["backend"])} benchmark</h1>'
         f'<p class="device">{escape(machine["device"])}</p>'
@@ -73,16 +77,11 @@ def groups(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def absent(rows: Iterable[Mapping[str, Any]]) -> str:
     """The rows and the alternatives that could not be run, and why."""
-    found = []
-    for row in rows:
-        sides = [row["ours"]] if row["ours"]["absent"] else row["others"]
-        for side in sides:
-            if side["absent"]:
-                who = "" if side is row["ours"] else f" against {side['name']}"
-                found.append(
-                    f"<tr><td><code>{escape(row['name'])}</code>{escape(who)}</td>"
-                    f"<td>{escape(side['absent'])}</td></tr>"
-                )
+    found = [
+        f"<tr><td>{escape(reason)}</td>"
+        f"<td>{', '.join(f'<code>{escape(name)}</code>' for name in names)}</td></tr>"
+        for reason, names in absences(rows).items()
+    ]
     if not found:
         return ""
     return (

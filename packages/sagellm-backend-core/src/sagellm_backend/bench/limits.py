@@ -47,29 +47,33 @@ class Limits:
         """The limits as plain data."""
         return {"memory": self.memory, "gemm": self.gemm}
 
-    def read(self, nbytes: float) -> Bound | None:
-        """The time in which so many bytes can be read, or where that is unknown, copied."""
-        return self._memory("read", nbytes) or self.copy(nbytes)
+    def read(self, nbytes: float, among: float = 0.0) -> Bound | None:
+        """The time in which so many bytes can be read, or where that is unknown, copied.
 
-    def copy(self, nbytes: float) -> Bound | None:
-        """The time in which so many bytes can be copied."""
-        return self._memory("copy", nbytes)
+        ``among`` is the bytes that are read in turns, of which these are a part.
+        """
+        return self._memory("read", nbytes, among) or self.copy(nbytes, among)
+
+    def copy(self, nbytes: float, among: float = 0.0) -> Bound | None:
+        """The time in which so many bytes can be copied; ``among`` as for :meth:`read`."""
+        return self._memory("copy", nbytes, among)
 
     def product(self, dtype: DType, operations: float) -> Bound | None:
         """The time of so many multiplications and additions in a large product."""
         rate = self.gemm.get(dtype.value)
         if rate is None:
             return None
-        return Bound(f"a large product, {rate / 1e9:.0f} GFLOP/s", operations / rate)
+        text = f"a large product, {rate / 1e9:.0f} GFLOP/s"
+        return Bound("product", text, operations / rate)
 
-    def _memory(self, kind: str, nbytes: float) -> Bound | None:
-        """By the smallest area that holds the bytes, or the largest of all."""
+    def _memory(self, kind: str, nbytes: float, among: float) -> Bound | None:
+        """By the smallest area that holds half of all the bytes, or the largest there is."""
         known = [each for each in self.memory if each[kind] is not None]
         if not known:
             return None
-        fit = [each for each in known if each["bytes"] >= nbytes * 0.5] or known[-1:]
+        fit = [each for each in known if 2 * each["bytes"] >= max(nbytes, among)] or known[-1:]
         rate, size = fit[0][kind], fit[0]["bytes"]
-        return Bound(f"a {kind} of {size >> 20} MiB, {rate / 1e9:.1f} GB/s", nbytes / rate)
+        return Bound(kind, f"a {kind} of {size >> 20} MiB, {rate / 1e9:.1f} GB/s", nbytes / rate)
 
 
 def _host(provider: BackendProvider, nbytes: int) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from sagellm_backend.conformance.charts import figure
 
+TRIAL = "Made with --quick: small work, one round. Its figures mean nothing."
+
 _BUSY_SHARE, _SCALING = 0.05, 1.8
 
 
@@ -28,18 +30,27 @@ def figures_of(side: Mapping[str, Any], unit: str) -> tuple[str, str]:
     return f"{figure(side['best'])} {unit}", f"{figure(side['median'])} {unit}"
 
 
-def target_words(entry: Mapping[str, Any]) -> str:
-    """A target in words, "" without one."""
+def absences(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What was not measured, by the reason: names of rows, or of a row and an alternative."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["ours"]["absent"]:
+            found.setdefault(row["ours"]["absent"], []).append(row["name"])
+            continue
+        for other in row["others"]:
+            if other["absent"]:
+                reason = f"{other['name']}: {other['absent']}"
+                found.setdefault(reason, []).append(row["name"])
+    return found
+
+
+def target_words(entry: Mapping[str, Any], *, mark: bool = False) -> str:
+    """A target in words, "" without one; with a ``mark`` of what became of it in front."""
     target = entry["target"]
     if target is None:
         return ""
-    if target["more_us"] is not None:
-        more = entry.get("more_us")
-        told = "" if more is None else f"{more:+.2f} µs, "
-        return f"{told}at most {target['more_us']:+.2f} µs"
-    if "share" in entry:
-        return f"at least {100 * target['ratio']:.0f} %"
-    return f"at least {target['ratio']:g}x"
+    verdict = {True: "met: ", False: "missed: ", None: ""}[entry["met"]] if mark else ""
+    return f"{verdict}{_target(entry, target)}"
 
 
 def busy_words(busy: Mapping[str, Any]) -> tuple[str, bool]:
@@ -58,3 +69,13 @@ def busy_words(busy: Mapping[str, Any]) -> tuple[str, bool]:
     words += [f"load {when} {load[0]:g}" for when, load in loads.items() if load]
     text = "; ".join(words) or "nothing is known of it"
     return f"{text[:1].upper()}{text[1:]}.", quiet
+
+
+def _target(entry: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    if target["more_us"] is not None:
+        more = entry.get("more_us")
+        told = "" if more is None else f"{more:+.2f} µs, "
+        return f"{told}at most {target['more_us']:+.2f} µs"
+    if "share" in entry:
+        return f"at least {100 * target['ratio']:.0f} %"
+    return f"at least {target['ratio']:g}x"

@@ -79,6 +79,7 @@ class Result:
         share = None if ours is None else bound.seconds / ours.best
         met = None if target is None or share is None else _met(target, share, 0.0)
         return {
+            "kind": f"limit: {bound.kind}",
             "text": bound.text,
             "value": unit.value(bound.seconds, amount),
             "share": share,

@@ -76,8 +76,12 @@ class Absent:
 
 @dataclass(frozen=True)
 class Bound:
-    """What the machine's limit allows: ``seconds`` for one run at the speed that ``text`` names."""
+    """What the machine's limit allows: ``seconds`` for one run at the speed that ``text`` names.
 
+    ``kind`` is the limit in one word, such as ``read``.
+    """
+
+    kind: str
     text: str
     seconds: float
 

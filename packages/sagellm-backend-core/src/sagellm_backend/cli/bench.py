@@ -6,11 +6,11 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sagellm_backend.cli.tables import print_table
+from sagellm_backend.cli.tables import print_items, print_table
 from sagellm_backend.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """Print the limits, the table, and the note on how busy the machine was."""
-    from sagellm_backend.bench.report import busy_words, verdicts
+    from sagellm_backend.bench.report import TRIAL, absences, busy_words, verdicts
 
     memory = [
         (f"{each['bytes'] >> 20} MiB", *(_rate(each[kind]) for kind in ("read", "write", "copy")))
@@ -97,33 +97,31 @@ def print_report(report: Mapping[str, Any]) -> None:
     if products:
         words = ", ".join(f"{name} {rate}" for name, rate in products.items())
         print(f"Large products, GFLOP/s: {words}\n")
-    columns = ("Row", "Beside", "Best", "Median", "Ratio", "Median", "Target")
+    columns = ("Row", "Best", "Median", "Ratio", "Median", "Target")
     print_table(columns, [line for row in report["rows"] for line in _lines(row)])
+    print_items((reason, ", ".join(what), "") for reason, what in absences(report["rows"]).items())
     met, missed = verdicts(report["rows"])
-    print(f"{busy_words(report['busy'])[0]} Targets met: {met} of {met + missed}.")
+    told = f"Targets met: {met} of {met + missed}."
+    print(busy_words(report["busy"])[0], TRIAL if report["quick"] else told)
 
 
-def _lines(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The lines of one row: ours, each alternative that was measured, and the limit."""
     from sagellm_backend.bench.report import figures_of, target_words
 
-    ours = row["ours"]
-    if ours["absent"]:
-        return [(row["name"], ours["absent"], "", "", "", "", "")]
-    found: list[tuple[str, ...]] = [(row["name"], "", *figures_of(ours, row["unit"]), "", "", "")]
+    unit, limit = row["unit"], row["limit"]
+    if row["ours"]["absent"]:
+        return
+    yield row["name"], *figures_of(row["ours"], unit), "", "", ""
     for other in row["others"]:
-        if other["absent"]:
-            found.append(("", f"{other['name']}: {other['absent']}", "", "", "", "", ""))
-            continue
-        ratios = (f"{other[kind]:.2f}" for kind in ("ratio_best", "ratio_median"))
-        mark = {True: "met: ", False: "missed: ", None: ""}[other["met"]]
-        figures = figures_of(other, row["unit"])
-        found.append(("", other["name"], *figures, *ratios, mark + target_words(other)))
-    limit = row["limit"]
+        if other["absent"] is None:
+            ratios = (f"{other[kind]:.2f}" for kind in ("ratio_best", "ratio_median"))
+            words = target_words(other, mark=True)
+            yield f"  {other['name']}", *figures_of(other, unit), *ratios, words
     if limit and limit["share"] is not None:
-        mark = {True: "met: ", False: "missed: ", None: ""}[limit["met"]]
-        share = f"{100 * limit['share']:.0f} %"
-        found.append(("", limit["text"], "", "", share, "", mark + target_words(limit)))
-    return found
+        words = target_words(limit, mark=True)
+        best = figures_of({"best": limit["value"], "median": limit["value"]}, unit)[0]
+        yield f"  {limit['kind']}", best, "", f"{100 * limit['share']:.0f} %", "", words
 
 
 def _print_list(rows: tuple[Row, ...], *, as_json: bool) -> None:

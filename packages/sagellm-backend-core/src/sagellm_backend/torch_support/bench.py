@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -40,3 +41,63 @@ def gather_sdpa(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, sc
         )
 
     return call
+
+
+def linear(x: Tensor, weights: Sequence[Tensor]) -> Call:
+    """``F.linear`` by each weight in turn."""
+    each = cycle(weights)
+    return lambda: functional.linear(x, next(each))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Call:
+    """``torch.rms_norm``."""
+    return lambda: torch.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Call:
+    """A sum, and ``torch.rms_norm`` of it."""
+    return lambda: torch.rms_norm(x + residual, weight.shape, weight, eps)
+
+
+def silu_and_mul(x: Tensor) -> Call:
+    """``F.silu`` of one half, times the other."""
+    gate, up = x.chunk(2, -1)
+    return lambda: functional.silu(gate) * up
+
+
+def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> Call:
+    """As Llama is written in transformers: the halves swapped, times tables of cosines and sines."""
+    angles = cos_sin.index_select(0, positions).unsqueeze(1).to(q.dtype)
+    cos, sin = (torch.cat([half, half], -1) for half in angles.chunk(2, -1))
+
+    def turned(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    return lambda: (turned(q), turned(k))
+
+
+def kv_write(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
+) -> Call:
+    """``index_copy_`` into the slots."""
+    keys, values = (cache.view(-1, *cache.shape[2:]) for cache in (key_cache, value_cache))
+    return lambda: (keys.index_copy_(0, slots, key), values.index_copy_(0, slots, value))
+
+
+def bare_matmul(a: Tensor, b: Tensor) -> Call:
+    """``torch.matmul`` alone."""
+    matmul = torch.matmul
+    return lambda: matmul(a, b)
+
+
+def bare_linear(x: Tensor, weight: Tensor) -> Call:
+    """``F.linear`` alone."""
+    product = functional.linear
+    return lambda: product(x, weight)
+
+
+def bare_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Call:
+    """``torch.rms_norm`` alone."""
+    norm, shape = torch.rms_norm, weight.shape
+    return lambda: norm(x, shape, weight, eps)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sagellm_backend.bench.rows import attention, kv
+from sagellm_backend.bench.rows import attention, calls, fused, kv, linear
 
-__all__ = ["attention", "kv"]
+__all__ = ["attention", "calls", "fused", "kv", "linear"]
