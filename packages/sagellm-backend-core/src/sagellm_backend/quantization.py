@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from sagellm_backend.checks import check_int
+from sagellm_backend.dtypes import dtype_of
 from sagellm_backend.errors import InvalidArgumentError
+from sagellm_backend.ops.args import FLOATING
 
 __all__ = ["pack_int4", "quantize_int4", "quantize_int8"]
 
@@ -18,7 +21,7 @@ def quantize_int8(weight: Array) -> tuple[Array, Array]:
 
     Symmetric: ``scale = max(abs(row)) / 127``, and ``weight`` is near ``int8 * scale[:, None]``, within
     half a scale. A row of zeros has scale 0. Raises :class:`InvalidArgumentError` for what is not a
-    matrix of finite floating numbers.
+    matrix of finite fp32, fp16 or bf16.
     """
     wide = _finite_matrix(weight)
     scale = np.abs(wide).max(axis=1) / np.float32(127)
@@ -30,11 +33,10 @@ def quantize_int4(weight: Array, group_size: int) -> tuple[Array, Array]:
 
     Symmetric around the zero point 8 that operations assume, with codes from 1 to 15:
     ``scale = max(abs(group)) / 7``. Raises :class:`InvalidArgumentError` for what is not a matrix of
-    finite floating numbers, and for a ``group_size`` that is odd or does not divide its rows.
+    finite fp32, fp16 or bf16, and for a ``group_size`` that is odd or does not divide its rows.
     """
     wide = _finite_matrix(weight)
-    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 2:
-        raise InvalidArgumentError(f"group_size is {group_size!r}, wanted an even number from 2.")
+    check_int("group_size", group_size, low=2)
     if group_size % 2 or wide.shape[1] % group_size:
         raise InvalidArgumentError(
             f"group_size is {group_size}: it must be even and divide the {wide.shape[1]} inputs."
@@ -66,15 +68,12 @@ def pack_int4(codes: Array) -> Array:
 
 
 def _finite_matrix(weight: Array) -> Array:
-    given = np.asarray(weight)
-    try:
-        wide = given.astype(np.float32)
-    except (TypeError, ValueError):
-        wide = np.empty(0)
-    if wide.ndim != 2 or not wide.size or given.dtype.kind in "biu":
+    given: Array = np.asarray(weight)
+    if dtype_of(given) not in FLOATING or given.ndim != 2 or not given.size:
         raise InvalidArgumentError(
-            f"A weight must be a matrix of floating numbers, not {given.dtype}{given.shape}."
+            f"A weight must be a matrix of fp32, fp16 or bf16, not {given.dtype}{given.shape}."
         )
+    wide: Array = given.astype(np.float32)
     if not np.isfinite(wide).all():
         bad = np.argwhere(~np.isfinite(wide))[0]
         raise InvalidArgumentError(

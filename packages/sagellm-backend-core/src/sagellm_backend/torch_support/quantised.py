@@ -16,24 +16,28 @@ from sagellm_backend.ops.quantised import ZERO_POINT
 from sagellm_backend.torch_support.misuse import FLOATING, MisuseError
 
 PART = 1 << 24
-"""Weights that are made floating at a time."""
+"""Weights that are made floating at a time, where nothing else is said."""
 
 
-def linear_w8a16(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_w8a16(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, part: int = PART
+) -> Tensor:
     check_int8(x, weight, scale, bias)
     parts = [
-        functional.linear(x, (part * factor.unsqueeze(1)).to(x.dtype), shift)
-        for part, factor, shift in _parts(weight, scale, bias)
+        functional.linear(x, (some * factor.unsqueeze(1)).to(x.dtype), shift)
+        for some, factor, shift in _parts(part, weight, scale, bias)
     ]
     return _joined(parts)
 
 
-def linear_w8a8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_w8a8(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, part: int = PART
+) -> Tensor:
     check_int8(x, weight, scale, bias)
     codes, sizes = quantise_rows(x)
     parts = []
-    for part, factor, shift in _parts(weight, scale, bias):
-        product = functional.linear(codes, part.float()) * sizes * factor
+    for some, factor, shift in _parts(part, weight, scale, bias):
+        product = functional.linear(codes, some.float()) * sizes * factor
         parts.append((product if shift is None else product + shift).to(x.dtype))
     return _joined(parts)
 
@@ -44,11 +48,13 @@ def linear_w4a16(
     scale: Tensor,
     zero: Tensor | None = None,
     bias: Tensor | None = None,
+    *,
+    part: int = PART,
 ) -> Tensor:
     check_int4(x, weight, scale, zero, bias)
     parts = []
-    for part, factor, shift, point in _parts(weight, scale, bias, zero):
-        raw = part.view(torch.uint8)
+    for some, factor, shift, point in _parts(part, weight, scale, bias, zero):
+        raw = some.view(torch.uint8)
         codes = torch.stack((raw & 15, raw >> 4), -1).view(torch.int8)
         points = ZERO_POINT if point is None else point.unsqueeze(2)
         grouped = (codes.view(*factor.shape, -1) - points) * factor.unsqueeze(2)
@@ -94,9 +100,9 @@ def check_int4(
         raise MisuseError
 
 
-def _parts(weight: Tensor, *others: Tensor | None) -> Iterator[Any]:
-    """The weight and what belongs to its rows, in parts of so many rows."""
-    rows = max(1, PART // weight.shape[1])
+def _parts(size: int, weight: Tensor, *others: Tensor | None) -> Iterator[Any]:
+    """The weight and what belongs to its rows, so many elements of it at a time."""
+    rows = max(1, size // weight.shape[1])
     for start in range(0, weight.shape[0], rows):
         end = start + rows
         yield (weight[start:end], *(None if item is None else item[start:end] for item in others))

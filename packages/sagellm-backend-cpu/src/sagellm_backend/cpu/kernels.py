@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sagellm_backend.cpu import norm, rope
+from sagellm_backend.cpu import attention, norm, rope
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "rms_norm": norm.rms_norm,
     "add_rms_norm": norm.add_rms_norm,
     "rope": rope.rope,
+    "attention": attention.attention,
 }
