@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sagellm_backend.cpu import attention, norm, rope
+from sagellm_backend.cpu import attention, norm, quantised, rope
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "rms_norm": norm.rms_norm,
     "add_rms_norm": norm.add_rms_norm,
     "rope": rope.rope,
     "attention": attention.attention,
+    **quantised.KERNELS,
 }

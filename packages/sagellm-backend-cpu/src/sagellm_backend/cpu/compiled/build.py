@@ -33,9 +33,8 @@ def compiled(module: str, dtype: str) -> bytes:
         codemodel="small",
     )
     unit = _unit(function.inspect_llvm(), function.native_name.removeprefix("cfunc."))
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.run(unit, llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options()))
+    builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(unit, builder)
     return link(target.emit_object(unit), _ENTRY)
 
 
@@ -45,6 +44,8 @@ def _unit(text: str, inner: str) -> llvm.ModuleRef:
     # the code needs no symbol of Numba's. Its functions take (result, exception, arguments...).
     if not re.search(rf'^define .*i32 @"?{re.escape(inner)}"?\(ptr', text, re.MULTILINE):
         raise ValueError(f"Numba {numba.__version__} names its functions in a way not known here")
+    # LLVM makes calls of the C library of loops that copy or fill, unless told that there is none.
+    text = re.sub(r"^(define .*?) *\{$", r'\1 "no-builtins" {', text, flags=re.MULTILINE)
     unit = llvm.parse_assembly(
         f"{text}\ndefine void @{_ENTRY}(i64 %words) {{\n"
         "  %result = alloca ptr\n  %exception = alloca ptr\n"

@@ -73,8 +73,7 @@ def _code(module: str, dtype: str) -> bytes:
 
 def _key(module: str, dtype: str) -> str:
     """A name for what the code depends on: sources, compilers, processor."""
-    here = Path(__file__).parent
-    sources = [here / f"{name}.py" for name in (module, "storage", "build", "image")]
+    sources = sorted(Path(__file__).parent.glob("*.py"))
     parts = [path.read_text(encoding="utf-8") for path in sources]
     parts += [metadata.version(name) for name in ("numba", "llvmlite", "numpy")]
     processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -86,7 +85,11 @@ def _key(module: str, dtype: str) -> str:
 def _compile(module: str, dtype: str) -> bytes:
     """Have another process compile. Raises :class:`ValueError` with its last words."""
     command = [sys.executable, "-m", f"{__package__}.build", module, dtype]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "NUMBA_OPT": "0",  # build.py optimises what Numba makes, once and as a whole
+    }
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter, on a module of ours
             command, env=environment, capture_output=True, timeout=_TIMEOUT, check=False

@@ -1,0 +1,169 @@
+"""Attention over a paged cache: keys and values are read once, for all queries that share them.
+
+The online softmax of FlashAttention, over KEYS keys at a time, split over the context as in
+FlashDecoding. Powers are of two, so that ``log2(e)`` is part of the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sagellm_backend.cpu.compiled import paged_words as w
+from sagellm_backend.cpu.compiled.paged_rows import (
+    KEYS,
+    LISTS,
+    OUTPUT,
+    TILE,
+    begin_of,
+    bound,
+    finish_of,
+    leave,
+    merge,
+    put,
+    state_bytes,
+    weigh,
+)
+from sagellm_backend.cpu.compiled.paged_tiles import SCORES, jit, tile
+from sagellm_backend.cpu.compiled.storage import arrive, int32, next_chunk, set_word, word
+
+
+@jit
+def list_keys(words: int, place: int, sequence: int, first: int, count: int) -> None:
+    """Addresses of the rows of keys and values from ``first``, for kv head 0; the last is repeated."""
+    size = word(words, w.BLOCK_SIZE)
+    table = word(words, w.BLOCKS) + 4 * sequence * word(words, w.BLOCK_ROW)
+    column = first // size
+    slot = first - column * size
+    key = value = 0
+    for number in range(KEYS):
+        if number < count:
+            block = int32(table, column)
+            key = word(words, w.K) + block * word(words, w.K_BLOCK) + slot * word(words, w.K_SLOT)
+            value = word(words, w.V) + block * word(words, w.V_BLOCK) + slot * word(words, w.V_SLOT)
+            slot += 1
+            if slot == size:
+                slot, column = 0, column + 1
+        set_word(place, number, key)
+        set_word(place, KEYS + number, value)
+
+
+def step_of(dtype: str, rows: int) -> Callable[..., Any]:
+    """A step over at most KEYS keys of one kv head, for the rows of a tile."""
+    scores_of, outputs_of = tile(dtype, rows)
+
+    @jit
+    def step(
+        words: int,
+        scratch: int,
+        state: int,
+        row: int,
+        head: int,
+        keys: int,
+        ahead: int,
+        first: int,
+        count: int,
+    ) -> None:
+        dim, stride = word(words, w.DIM), state_bytes(words)
+        scores = scratch + LISTS
+        factors, bounds = scores + TILE * SCORES, scratch + w.HEADER + 16 * row
+        query = state + ((stride + OUTPUT) >> 1)
+        scores_of(query, stride, keys, head * word(words, w.K_HEAD), dim, count, scores, ahead)
+        for number in range(rows):
+            low, high = word(bounds, 2 * number) - first, word(bounds, 2 * number + 1) - first
+            at = scores + number * SCORES
+            put(factors, number, weigh(words, state + number * stride, at, low, high, count))
+        offset = head * word(words, w.V_HEAD)
+        values, ahead = keys + 8 * KEYS, ahead + 8 * KEYS
+        outputs_of(state + OUTPUT, stride, factors, scores, values, offset, dim, count, ahead)
+
+    return step
+
+
+def build(dtype: str) -> Callable[..., Any]:
+    """The kernel for queries, keys, values and results of a dtype; ``paged_words`` has its words."""
+    one, two, four, eight = (step_of(dtype, rows) for rows in (1, 2, 4, 8))
+    begin, finish = begin_of(dtype), finish_of(dtype)
+
+    @jit
+    def read(
+        words: int,
+        task: int,
+        scratch: int,
+        states: int,
+        head: int,
+        heads: int,
+        rows: int,
+        size: int,
+    ) -> None:
+        first, end, sequence = (
+            int32(task, w.FIRST_KEY),
+            int32(task, w.END_KEY),
+            int32(task, w.SEQUENCE),
+        )
+        keys, ahead = scratch, scratch + (LISTS >> 1)
+        list_keys(words, keys, sequence, first, min(KEYS, end - first))
+        while first < end:
+            count = min(KEYS, end - first)
+            if first + count < end:
+                list_keys(words, ahead, sequence, first + count, min(KEYS, end - first - count))
+            else:
+                ahead = keys
+            state = states
+            for number in range(head, head + heads):
+                row = 0
+                while row < rows:
+                    at, left = state + row * size, rows - row
+                    if left > 4:
+                        eight(words, scratch, at, row, number, keys, ahead, first, count)
+                        row += 8
+                    elif left > 2:
+                        four(words, scratch, at, row, number, keys, ahead, first, count)
+                        row += 4
+                    elif left > 1:
+                        two(words, scratch, at, row, number, keys, ahead, first, count)
+                        row += 2
+                    else:
+                        one(words, scratch, at, row, number, keys, ahead, first, count)
+                        row += 1
+                state += word(words, w.ROWS) * size
+            keys, ahead = ahead, keys
+            first += count
+
+    @jit
+    def do(words: int, task: int, scratch: int, group: int) -> None:
+        head = group * word(words, w.SPAN)
+        heads = min(word(words, w.SPAN), word(words, w.KV_HEADS) - head)
+        share = word(words, w.HEADS) // word(words, w.KV_HEADS)
+        rows, size = int32(task, w.QUERIES) * share, state_bytes(words)
+        states = scratch + w.HEADER + ((16 * word(words, w.ROWS) + 63) & -64)
+        step = word(words, w.ROWS) * size
+        bound(words, task, scratch, share)
+        for number in range(heads):
+            begin(words, task, states + number * step, head + number, rows, share)
+        read(words, task, scratch, states, head, heads, rows, size)
+        splits, slot = int32(task, w.SPLITS), int32(task, w.SLOT)
+        if splits > 1:
+            for number in range(heads):
+                mine = slot + int32(task, w.SPLIT)
+                leave(words, mine, states + number * step, head + number, rows)
+            counter = word(words, w.ARRIVED) + 4 * (slot * word(words, w.HEAD_GROUPS) + group)
+            if arrive(counter) < splits - 1:
+                return
+            for number in range(heads):
+                merge(words, slot, splits, states + number * step, head + number, rows)
+        for number in range(heads):
+            finish(words, task, states + number * step, head + number, rows, share)
+
+    def paged_attention(words: int) -> None:
+        member = next_chunk(words + 8 * w.TEAM)
+        scratch = word(words, w.SCRATCH) + member * word(words, w.SCRATCH_BYTES)
+        groups = word(words, w.HEAD_GROUPS)
+        while True:
+            number = next_chunk(words)
+            if number >= word(words, w.TASKS):
+                return
+            task = word(words, w.TASK_TABLE) + 4 * w.COLUMNS * (number // groups)
+            do(words, task, scratch, number - number // groups * groups)
+
+    return paged_attention

@@ -1,0 +1,51 @@
+"""The arguments and the memory of the paged kernel: what both of its sides must know."""
+
+from __future__ import annotations
+
+COUNTER, TEAM, TASKS, TASK_TABLE, HEAD_GROUPS, SPAN, HEADS, KV_HEADS, DIM, ROWS = range(10)
+"""Counters of tasks and of threads; tasks, the address of their table, and into how many groups of
+SPAN kv heads each is cut; the sizes, and the most rows that a task has for one kv head."""
+
+Q, Q_TOKEN, Q_HEAD, OUT = range(10, 14)
+"""Addresses of queries and results, and strides of the queries in elements."""
+
+K, K_BLOCK, K_SLOT, K_HEAD, V, V_BLOCK, V_SLOT, V_HEAD = range(14, 22)
+"""Addresses of the caches, and strides in bytes."""
+
+BLOCKS, BLOCK_ROW, BLOCK_SIZE, CAUSAL, WINDOW, SCALE, SOFTCAP = range(22, 29)
+"""The int32 block table and its row length; a window of 0 is none. In fp32: the scale times
+log2(e), and the cap, or 0, and behind it log2(e) times the cap."""
+
+SCRATCH, SCRATCH_BYTES, PARTIAL, PARTIAL_BYTES, ARRIVED = range(29, 34)
+"""Memory for each thread; for each slot, which one split of a sequence writes for the last to merge;
+and int32 counters of the splits that are done, zeros to begin with."""
+
+WORDS = 34
+
+SEQUENCE, QUERY, QUERIES, POSITION, FIRST_KEY, END_KEY, LENGTH, SLOT, SPLIT, SPLITS = range(10)
+"""The int32 columns of a task: the row of the block table; the first query, how many, and the
+position of the first; the keys that it reads, and the length of the sequence; the slot of the
+first split of these queries, which split this is, and how many there are."""
+
+COLUMNS = 10
+
+KEYS = 64
+"""Keys between two looks at the highest score."""
+
+TILE = 8
+"""The most rows of queries that share a read."""
+
+LINE = 64
+HEADER = 2 * 2 * 8 * KEYS + 4 * KEYS * TILE + LINE
+"""Bytes of scratch before the rows: two lists of addresses of keys and values, scores, factors."""
+
+
+def padded(count: int, step: int) -> int:
+    """The multiple of ``step`` that is at least ``count``."""
+    return -(-count // step) * step
+
+
+def scratch_bytes(rows: int, heads: int, dim: int) -> int:
+    """Bytes that a thread needs for tasks of so many rows for each of so many kv heads."""
+    state = 2 * LINE + 8 * padded(dim, LINE // 4)
+    return HEADER + padded(16 * rows, LINE) + heads * rows * state
