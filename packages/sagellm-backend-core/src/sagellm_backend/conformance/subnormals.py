@@ -57,19 +57,22 @@ def _linear(rng: np.random.Generator, dtype: DType) -> Calls:
     yield {"x": eye * dtype.numpy.type(2 / dtype.unit_roundoff), "weight": weight, "bias": None}
 
 
-def _linear_int8(rng: np.random.Generator, dtype: DType) -> Calls:
+def _int8(rng: np.random.Generator, dtype: DType, size: int) -> Calls:
+    """Products of ``size``, the largest number of each row, with weights whose scale is small."""
     weight = rng.choice([-1, 1], (_SIDE, _SIDE)).astype(np.int8)
-    small = smallest_normal(dtype) * rng.uniform(0.25, 0.99, _SIDE)
-    # The scale of a row whose largest number is 127 is 1.
-    eye = 127 * np.eye(_SIDE, dtype=dtype.numpy)
-    yield {"x": eye, "weight": weight, "scale": (small / 127).astype(np.float32), "bias": None}
-    ones, zeros = np.ones(_SIDE, np.float32), np.zeros((_SIDE, _SIDE), dtype.numpy)
-    bias = subnormals(rng, dtype, _SIDE)
+    small = (smallest_normal(dtype) / size * rng.uniform(0.25, 0.99, _SIDE)).astype(np.float32)
+    eye, zeros = np.eye(_SIDE, dtype=dtype.numpy), np.zeros((_SIDE, _SIDE), dtype.numpy)
+    yield {"x": size * eye, "weight": weight, "scale": small, "bias": None}
+    bias, ones = subnormals(rng, dtype, _SIDE), np.ones(_SIDE, np.float32)
     yield {"x": zeros, "weight": weight, "scale": ones, "bias": bias}
 
 
+def _linear_w8a8(rng: np.random.Generator, dtype: DType) -> Calls:
+    yield from _int8(rng, dtype, 127)  # by which the scale of a row is 1
+
+
 def _linear_w8a16(rng: np.random.Generator, dtype: DType) -> Calls:
-    yield from _linear_int8(rng, dtype)
+    yield from _int8(rng, dtype, 1)
     x, eye = subnormals(rng, dtype, _SIDE, _SIDE), np.eye(_SIDE, dtype=np.int8)
     yield {"x": x, "weight": eye, "scale": np.ones(_SIDE, np.float32), "bias": None}
 
@@ -165,7 +168,7 @@ def _attention(rng: np.random.Generator, dtype: DType) -> Calls:
 RECIPES: Mapping[str, Callable[[np.random.Generator, DType], Calls]] = {
     "linear": _linear,
     "linear_w8a16": _linear_w8a16,
-    "linear_w8a8": _linear_int8,
+    "linear_w8a8": _linear_w8a8,
     "linear_w4a16": _linear_w4a16,
     "matmul": _matmul,
     "embedding": _embedding,

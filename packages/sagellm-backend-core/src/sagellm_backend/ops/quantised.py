@@ -130,7 +130,8 @@ def unpack_int4(packed: Array) -> Array:
     return np.stack([raw & 15, raw >> 4], axis=-1).reshape(*raw.shape[:-1], -1)
 
 
-def _w4a16_weight(weight: Array, scale: Array, zero: Array | None) -> Array:
+def dequantise_int4(weight: Array, scale: Array, zero: Array | None) -> Array:
+    """What packed int4 weights stand for, in float64 (out, in)."""
     codes = f64(unpack_int4(weight))
     grouped = codes.reshape(*scale.shape, -1)
     points = float(ZERO_POINT) if zero is None else f64(zero)[..., None]
@@ -141,7 +142,7 @@ def _w4a16_weight(weight: Array, scale: Array, zero: Array | None) -> Array:
 def _w4a16_magnitude(
     x: Array, weight: Array, scale: Array, zero: Array | None = None, bias: Array | None = None
 ) -> tuple[Array, ...]:
-    return _weight_only_magnitude(x, _w4a16_weight(weight, scale, zero), bias)
+    return _weight_only_magnitude(x, dequantise_int4(weight, scale, zero), bias)
 
 
 def _group_size(arguments: Arguments) -> int:
@@ -196,5 +197,5 @@ def linear_w4a16(
     ``g_idx``; AWQ's ``qweight`` is packed along the outputs in an order of its own and has to be
     packed anew by :func:`sagellm_backend.quantization.pack_int4`.
     """
-    product: Array = f64(x) @ _w4a16_weight(weight, scale, zero).T
+    product: Array = f64(x) @ dequantise_int4(weight, scale, zero).T
     return product if bias is None else product + f64(bias)
