@@ -65,25 +65,26 @@ class HostMemory:
         return self.nbytes * passes / best
 
     def _seconds(self, work: Callable[[int, int, int], object], passes: int) -> float:
-        """Wall time of so many passes on all threads, from their common start to the last end."""
-        begin = threading.Barrier(self.threads + 1)
+        """Wall time of so many passes on all threads, from the first start to the last end."""
+        begin = threading.Barrier(self.threads)
+        clock, times = time.perf_counter, [(0.0, 0.0)] * self.threads
 
         def run(index: int) -> None:
             source = self._source.ctypes.data + index * self._part
             target = self._target.ctypes.data + index * self._part
             _keep_to(index)
             begin.wait()
+            began = clock()
             for _ in range(passes):
                 work(source, target, self._part)
+            times[index] = began, clock()
 
         threads = [threading.Thread(target=run, args=(index,)) for index in range(self.threads)]
         for thread in threads:
             thread.start()
-        begin.wait()
-        began = time.perf_counter()
         for thread in threads:
             thread.join()
-        return time.perf_counter() - began
+        return max(end for _, end in times) - min(began for began, _ in times)
 
 
 def _keep_to(index: int) -> None:

@@ -82,8 +82,8 @@ def measure(row: Row, session: Session) -> Result:
     """One row: its sides in turns, or what stands in the way."""
     try:
         match = row.prepare(session)
-    except BackendError as error:
-        return absent(row, error.message)
+    except Exception as error:  # noqa: BLE001 - rows are also others' code
+        return absent(row, _words(error))
     if not isinstance(match.ours, Side):
         return Result(row, match, (match.ours, None), tuple((side, None) for side in match.others))
     sides = [side for side in (match.ours, *match.others) if isinstance(side, Side)]
@@ -92,13 +92,19 @@ def measure(row: Row, session: Session) -> Result:
     session.lock.take()
     try:
         figures = in_turns(sides, rounds=rounds, budget=budget)
-    except BackendError as error:
-        return absent(row, error.message)
+    except Exception as error:  # noqa: BLE001 - as above
+        return absent(row, _words(error))
     by_side: dict[int, Figures] = {
         id(side): found for side, found in zip(sides, figures, strict=True)
     }
     ours, *others = ((side, by_side.get(id(side))) for side in (match.ours, *match.others))
     return Result(row, match, ours, tuple(others))
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, BackendError):
+        return error.message
+    return f"{type(error).__name__}: {error}"
 
 
 def machine(provider: BackendProvider) -> dict[str, Any]:

@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 _ALTERNATIVES = {"torch": "sagellm_backend.torch_support.bench"}
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """One run on one provider. ``quick`` asks for small work: to try things out, not to measure."""
 
