@@ -118,7 +118,12 @@ def test_limits_are_taken_from_the_memory_that_holds_the_work():
 @pytest.fixture
 def rows(monkeypatch):
     monkeypatch.setattr(table, "_ROWS", {})
-    for name, group in (("copy", "kv"), ("linear-1", "linear"), ("ids", "kv"), ("linear-8", "linear")):
+    for name, group in (
+        ("copy", "kv"),
+        ("linear-1", "linear"),
+        ("ids", "kv"),
+        ("linear-8", "linear"),
+    ):
         table.add(Row(name, group, "", GB_PER_S, lambda _: None))
     return table.rows()
 

@@ -72,6 +72,12 @@ def test_the_first_turn_is_not_counted():
     assert found == Figures(best=1.0, median=2.0, count=3)
 
 
+def test_without_a_first_turn_every_one_counts():
+    seconds = iter([9.0, 3.0])
+    (found,) = in_turns([Side("a", lambda _: [next(seconds)])], rounds=2, budget=0.0, warm=False)
+    assert found == Figures(best=3.0, median=6.0, count=2)
+
+
 def test_another_process_has_its_turn_when_the_last_one_is_quiet():
     log, pauses = [], []
     sides = [side("a", log, 1.0), side("b", log, 1.0, "peer"), side("c", log, 1.0, "peer")]

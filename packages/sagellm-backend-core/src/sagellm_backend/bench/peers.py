@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,7 +52,14 @@ class Worker:
             self._process.stdin.flush()
         except OSError:
             raise self._lost("has ended") from None
-        answer: dict[str, Any] = json.loads(self._line(timeout_s))
+        line = self._line(timeout_s)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            told = line[:80].decode("utf-8", "replace")
+            raise UnavailableError(
+                f"{self.script.name} did not answer in JSON but {told!r}"
+            ) from None
         if "error" in answer:
             raise UnavailableError(f"{self.script.name}: {answer['error']}")
         return answer
@@ -86,9 +94,11 @@ class Worker:
         return line
 
     def _lost(self, how: str) -> UnavailableError:
+        with suppress(subprocess.TimeoutExpired):  # its pipes close a moment before it ends
+            self._process.wait(2)
         self._log.seek(0)
         words = self._log.read().decode("utf-8", "replace").strip().splitlines()
-        status = self._process.poll()
+        status = self._process.returncode
         code = "" if status is None else f" with status {status}"
         return UnavailableError(
             f"{self.script.name} {how}{code}: {words[-1] if words else 'no words'}"

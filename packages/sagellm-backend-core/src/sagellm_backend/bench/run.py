@@ -91,7 +91,7 @@ def measure(row: Row, session: Session) -> Result:
     session.lock.pause()
     session.lock.take()
     try:
-        figures = in_turns(sides, rounds=rounds, budget=budget)
+        figures = in_turns(sides, rounds=rounds, budget=budget, warm=not session.quick)
     except Exception as error:  # noqa: BLE001 - as above
         return absent(row, _words(error))
     by_side: dict[int, Figures] = {

@@ -65,16 +65,17 @@ def in_turns(
     *,
     rounds: int,
     budget: float,
+    warm: bool = True,
     settle: Callable[[float], object] = time.sleep,
 ) -> list[Figures]:
     """The figures of each side. Every round gives each one turn; who begins changes every round.
 
-    A first turn of each is not counted: it compiles, allocates and fills caches. ``budget`` is the
-    seconds of a turn.
+    A first turn of each is not counted where they are to ``warm`` up: it compiles, allocates and
+    fills caches. ``budget`` is the seconds of a turn.
     """
     seconds: list[list[float]] = [[] for _ in sides]
     last = ""
-    for number in range(-1, rounds):
+    for number in range(-1 if warm else 0, rounds):
         for place in range(len(sides)):
             index = (place + max(number, 0)) % len(sides)
             side = sides[index]
