@@ -24,8 +24,9 @@ from sagellm_backend.cpu.compiled.paged_rows import (
     state_bytes,
     weigh,
 )
-from sagellm_backend.cpu.compiled.paged_tiles import SCORES, jit, tile
+from sagellm_backend.cpu.compiled.paged_tiles import SCORES, outputs_of, scores_of
 from sagellm_backend.cpu.compiled.storage import arrive, int32, next_chunk, set_word, word
+from sagellm_backend.cpu.compiled.vectors import jit
 
 
 @jit
@@ -48,9 +49,10 @@ def list_keys(words: int, place: int, sequence: int, first: int, count: int) -> 
         set_word(place, KEYS + number, value)
 
 
-def step_of(dtype: str, rows: int) -> Callable[..., Any]:
-    """A step over at most KEYS keys of one kv head, for the rows of a tile."""
-    scores_of, outputs_of = tile(dtype, rows)
+def step_of(dtype: str) -> Callable[..., Any]:
+    """A step over at most KEYS keys of one kv head, for at most TILE rows; how many it was for."""
+    scores1, scores2, scores4, scores8 = (scores_of(dtype, rows) for rows in (1, 2, 4, 8))
+    outputs1, outputs2, outputs4, outputs8 = (outputs_of(dtype, rows) for rows in (1, 2, 4, 8))
 
     @jit
     def step(
@@ -58,31 +60,49 @@ def step_of(dtype: str, rows: int) -> Callable[..., Any]:
         scratch: int,
         state: int,
         row: int,
+        rows: int,
         head: int,
         keys: int,
         ahead: int,
         first: int,
         count: int,
-    ) -> None:
+    ) -> int:
         dim, stride = word(words, w.DIM), state_bytes(words)
         scores = scratch + LISTS
         factors, bounds = scores + TILE * SCORES, scratch + w.HEADER + 16 * row
-        query = state + ((stride + OUTPUT) >> 1)
-        scores_of(query, stride, keys, head * word(words, w.K_HEAD), dim, count, scores, ahead)
-        for number in range(rows):
+        query, offset = state + ((stride + OUTPUT) >> 1), head * word(words, w.K_HEAD)
+        if rows > 4:
+            scores8(query, stride, keys, ahead, offset, dim, count, scores)
+        elif rows > 2:
+            scores4(query, stride, keys, ahead, offset, dim, count, scores)
+        elif rows > 1:
+            scores2(query, stride, keys, ahead, offset, dim, count, scores)
+        else:
+            scores1(query, stride, keys, ahead, offset, dim, count, scores)
+        for number in range(min(rows, TILE)):
             low, high = word(bounds, 2 * number) - first, word(bounds, 2 * number + 1) - first
             at = scores + number * SCORES
             put(factors, number, weigh(words, state + number * stride, at, low, high, count))
         offset = head * word(words, w.V_HEAD)
-        values, ahead = keys + 8 * KEYS, ahead + 8 * KEYS
-        outputs_of(state + OUTPUT, stride, factors, scores, values, offset, dim, count, ahead)
+        o, keys, ahead = state + OUTPUT, keys + 8 * KEYS, ahead + 8 * KEYS
+        if rows > 4:
+            outputs8(o, stride, factors, scores, keys, ahead, offset, dim, count)
+            return 8
+        if rows > 2:
+            outputs4(o, stride, factors, scores, keys, ahead, offset, dim, count)
+            return 4
+        if rows > 1:
+            outputs2(o, stride, factors, scores, keys, ahead, offset, dim, count)
+            return 2
+        outputs1(o, stride, factors, scores, keys, ahead, offset, dim, count)
+        return 1
 
     return step
 
 
 def build(dtype: str) -> Callable[..., Any]:
     """The kernel for queries, keys, values and results of a dtype; ``paged_words`` has its words."""
-    one, two, four, eight = (step_of(dtype, rows) for rows in (1, 2, 4, 8))
+    step = step_of(dtype)
     begin, finish = begin_of(dtype), finish_of(dtype)
 
     @jit
@@ -114,18 +134,7 @@ def build(dtype: str) -> Callable[..., Any]:
                 row = 0
                 while row < rows:
                     at, left = state + row * size, rows - row
-                    if left > 4:
-                        eight(words, scratch, at, row, number, keys, ahead, first, count)
-                        row += 8
-                    elif left > 2:
-                        four(words, scratch, at, row, number, keys, ahead, first, count)
-                        row += 4
-                    elif left > 1:
-                        two(words, scratch, at, row, number, keys, ahead, first, count)
-                        row += 2
-                    else:
-                        one(words, scratch, at, row, number, keys, ahead, first, count)
-                        row += 1
+                    row += step(words, scratch, at, row, left, number, keys, ahead, first, count)
                 state += word(words, w.ROWS) * size
             keys, ahead = ahead, keys
             first += count
@@ -137,23 +146,23 @@ def build(dtype: str) -> Callable[..., Any]:
         share = word(words, w.HEADS) // word(words, w.KV_HEADS)
         rows, size = int32(task, w.QUERIES) * share, state_bytes(words)
         states = scratch + w.HEADER + ((16 * word(words, w.ROWS) + 63) & -64)
-        step = word(words, w.ROWS) * size
+        each = word(words, w.ROWS) * size
         bound(words, task, scratch, share)
         for number in range(heads):
-            begin(words, task, states + number * step, head + number, rows, share)
+            begin(words, task, states + number * each, head + number, rows, share)
         read(words, task, scratch, states, head, heads, rows, size)
         splits, slot = int32(task, w.SPLITS), int32(task, w.SLOT)
         if splits > 1:
             for number in range(heads):
                 mine = slot + int32(task, w.SPLIT)
-                leave(words, mine, states + number * step, head + number, rows)
+                leave(words, mine, states + number * each, head + number, rows)
             counter = word(words, w.ARRIVED) + 4 * (slot * word(words, w.HEAD_GROUPS) + group)
             if arrive(counter) < splits - 1:
                 return
             for number in range(heads):
-                merge(words, slot, splits, states + number * step, head + number, rows)
+                merge(words, slot, splits, states + number * each, head + number, rows)
         for number in range(heads):
-            finish(words, task, states + number * step, head + number, rows, share)
+            finish(words, task, states + number * each, head + number, rows, share)
 
     def paged_attention(words: int) -> None:
         member = next_chunk(words + 8 * w.TEAM)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from sagellm_backend.cpu.compiled import paged_words as w
-from sagellm_backend.cpu.compiled.paged_tiles import jit
 from sagellm_backend.cpu.compiled.storage import STORAGES, int32, set_word, word
 from sagellm_backend.cpu.compiled.vectors import (
     LANES,
@@ -16,6 +15,7 @@ from sagellm_backend.cpu.compiled.vectors import (
     exp2,
     first_lane,
     highest,
+    jit,
     load,
     maximum,
     minus,

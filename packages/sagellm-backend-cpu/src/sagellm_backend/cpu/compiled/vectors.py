@@ -14,17 +14,19 @@ from typing import Any
 
 from llvmlite import binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
-_I16, _I32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
+from sagellm_backend.cpu.compiled.storage import FAST
+
+_I8, _I16, _I32, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 """fp32 numbers in a vector."""
 
 BYTES = 4 * LANES
 
-_FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_I32, LANES)
+FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_I32, LANES)
 _EXACT = ("nsz",)  # any flag of its own keeps Numba from letting LLVM reorder an instruction
 _ROUND = 1.5 * 2**23
 _SUFFIX = {"fp32": "f32", "fp16": "f16", "bf16": "i16"}
@@ -39,7 +41,7 @@ class _Vector(types.Type):
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)  # type: ignore[no-untyped-call]
+        super().__init__(manager, kind, FLOATS)  # type: ignore[no-untyped-call]
 
 
 VECTOR: Any = _Vector()
@@ -67,9 +69,17 @@ def operation(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], An
     return decorate
 
 
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that kernels call."""
+    # What is only called from compiled code needs no entries for Python and for C.
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled: Callable[..., Any] = njit(fastmath=FAST, error_model="numpy", **options)(function)
+    return compiled
+
+
 def constant(value: float) -> Any:
     """A number in all lanes."""
-    return ir.Constant(_FLOATS, [value] * LANES)
+    return ir.Constant(FLOATS, [value] * LANES)
 
 
 def _whole(value: int) -> Any:
@@ -91,7 +101,7 @@ def address_of(builder: Any, address: Any, kind: Any) -> Any:
 
 def read(builder: Any, address: Any) -> Any:
     """LANES fp32."""
-    return builder.load(address_of(builder, address, _FLOATS), align=4)
+    return builder.load(address_of(builder, address, FLOATS), align=4)
 
 
 def write(builder: Any, address: Any, value: Any) -> None:
@@ -115,9 +125,17 @@ def read_stored(builder: Any, dtype: str, address: Any, mask: Any = None) -> Any
     if dtype == "fp32":
         return value
     if dtype == "fp16":
-        return builder.fpext(value, _FLOATS)
+        return builder.fpext(value, FLOATS)
     bits = builder.shl(builder.zext(value, _INTS), _whole(16))
-    return builder.bitcast(bits, _FLOATS)
+    return builder.bitcast(bits, FLOATS)
+
+
+def prefetch_line(builder: Any, address: Any) -> None:
+    """Ask for the cache line of an address, which need not be valid, for the second level."""
+    pointer, number = _I8.as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    call = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+    builder.call(call, [builder.inttoptr(address, pointer), _I32(0), _I32(2), _I32(1)])
 
 
 def first_lanes(builder: Any, count: Any) -> Any:
@@ -217,7 +235,7 @@ def exp2(builder: Any, x: Any) -> Any:
     for factor in _EXP2[-2::-1]:
         power = multiply_add(builder, power, fraction, constant(factor))
     exponent = builder.shl(builder.bitcast(shifted, _INTS), _whole(23))
-    result = builder.bitcast(builder.add(builder.bitcast(power, _INTS), exponent), _FLOATS)
+    result = builder.bitcast(builder.add(builder.bitcast(power, _INTS), exponent), FLOATS)
     small = builder.fcmp_ordered("<", x, constant(-126.0), flags=_EXACT)
     result = builder.select(small, constant(0.0), result)
     return builder.select(builder.fcmp_unordered("uno", x, x, flags=_EXACT), x, result)
@@ -230,7 +248,7 @@ def highest(builder: Any, value: Any) -> Any:
     while span:
         lanes = [(lane + span) % LANES for lane in range(LANES)]
         other = builder.shuffle_vector(
-            value, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, lanes)
+            value, ir.Constant(FLOATS, ir.Undefined), ir.Constant(_INTS, lanes)
         )
         value = builder.select(builder.fcmp_ordered(">", value, other, flags=_EXACT), value, other)
         span //= 2
@@ -246,7 +264,7 @@ def total(builder: Any, value: Any) -> Any:
         value = builder.fadd(
             value,
             builder.shuffle_vector(
-                value, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, lanes)
+                value, ir.Constant(FLOATS, ir.Undefined), ir.Constant(_INTS, lanes)
             ),
         )
         span //= 2
