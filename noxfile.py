@@ -184,7 +184,8 @@ def engine(session: nox.Session) -> None:
 def ascend_sim(session: nox.Session) -> None:
     """The Ascend backend at L1: the real torch_npu over a simulated device, tools/ascend_sim.
 
-    Arguments go to pytest in tests/l1; the suite's report goes to conformance-reports/.
+    Arguments go to pytest in tests/l1; the suite's reports go to conformance-reports/, that of the
+    910B beside all others and that of the 310P into a folder of its own.
     """
     tests = f"{PACKAGES[3]}/tests"
     core, ascend = f"{PACKAGES[0]}[conformance]", PACKAGES[3]
@@ -200,7 +201,10 @@ def ascend_sim(session: nox.Session) -> None:
         "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in ("tools", f"{tests}/l1")),
     }
     run = ["run", "--backend", "ascend-l1", "--depth", "smoke"]
-    session.run("sagellm-backend", "conformance", *run, "--out", "conformance-reports", env=env)
+    reports = {"Ascend910B2": "conformance-reports", "Ascend310P3": "conformance-reports/310P"}
+    for chip, out in reports.items():
+        environ = {**env, "ASCEND_SIM_SOC": chip}
+        session.run("sagellm-backend", "conformance", *run, "--out", out, env=environ)
     session.run("pytest", f"{tests}/l1", f"{tests}/test_snapshot.py", *session.posargs, env=env)
 
 

@@ -91,6 +91,7 @@ aclError aclrtResetEvent(aclrtEvent handle, aclrtStream on) {
 
 aclError aclrtSynchronizeEvent(aclrtEvent handle) {
   trace("aclrtSynchronizeEvent event=%p", handle);
+  if (aclError error = check_present()) return error;
   MarkerPtr marker = last_of(event_of(handle));
   Unlocked unlocked;
   if (marker) marker->wait(-1);
@@ -98,6 +99,7 @@ aclError aclrtSynchronizeEvent(aclrtEvent handle) {
 }
 
 aclError aclrtQueryEventStatus(aclrtEvent handle, aclrtEventRecordedStatus* status) {
+  if (aclError error = check_present()) return error;
   MarkerPtr marker = last_of(event_of(handle));
   *status = marker && marker->reached() ? ACL_EVENT_RECORDED_STATUS_COMPLETE
                                         : ACL_EVENT_RECORDED_STATUS_NOT_READY;

@@ -43,12 +43,12 @@ Stream* add(int device, uint32_t priority) {
 std::atomic<int32_t> streams_made{0};
 std::atomic<aclError> lost{ACL_SUCCESS};
 
+}  // namespace
+
 aclError check_present() {
   const aclError error = lost;
-  return error ? fail(error, "the device is lost") : ACL_SUCCESS;
+  return error ? fail(error, "every call was told to fail") : ACL_SUCCESS;
 }
-
-}  // namespace
 
 void Marker::reach() {
   std::lock_guard<std::mutex> hold(lock_);

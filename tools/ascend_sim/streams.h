@@ -78,6 +78,7 @@ using EventPtr = std::shared_ptr<Event>;
 Stream* stream_of(aclrtStream handle);
 bool has_streams(int device);
 aclError synchronize_device(int device, int timeout_ms);
+aclError check_present();  // the error of a device that was lost
 
 // Hooks of capture: whether the call was taken into a graph.
 bool capture_record(Stream* stream, const EventPtr& event);

@@ -60,7 +60,7 @@ def install():
     for namespace in ("npu", "atb"):
         names = [name.partition("::")[2] for name in SCHEMAS if name.startswith(f"{namespace}::")]
         taken = [name for name in names if name != THEIRS]
-        reference.take(namespace, taken, host=("seq_len",))
+        reference.take(namespace, taken, host=("seq_len", "context_lens"))
     _infer("npu::npu_format_cast", lambda x, *_, **__: torch.empty_like(x))
     attention = import_module("npu_l0.attention")
     for qualified in WORKSPACES:  # whose size depends on shapes and host lists alone

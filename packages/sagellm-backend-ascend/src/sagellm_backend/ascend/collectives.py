@@ -24,7 +24,6 @@ from sagellm_backend.ascend import npu
 from sagellm_backend.collectives import ReduceOp, Work
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import InvalidArgumentError
-from sagellm_backend.torch_support.comm_work import DoneWork
 from sagellm_backend.torch_support.communicator import TorchCommunicator
 
 WAITS = ("TORCH_HCCL_BLOCKING_WAIT", "HCCL_BLOCKING_WAIT")
@@ -86,14 +85,19 @@ class HCCLCommunicator(TorchCommunicator):
     def _all_reduce(self, array: Any, op: ReduceOp, async_op: bool) -> Any:
         if self._is_reduced(op, array.dtype):
             return super()._all_reduce(array, op, async_op)
-        array.detach().copy_(self._combined(array, op))
-        return DoneWork() if async_op else array
+        work = self._combine("all_reduce", array, op, array.detach().copy_, async_op)
+        return work if async_op else array
 
     def _reduce_scatter(self, array: Any, op: ReduceOp, async_op: bool) -> Any:
         if self._is_reduced(op, array.dtype):
             return super()._reduce_scatter(array, op, async_op)
-        part = self._combined(array, op).chunk(self.world_size)[self.rank].clone()
-        return (DoneWork(), part) if async_op else part
+        part = array.new_empty((array.shape[0] // self.world_size, *array.shape[1:]))
+
+        def keep(total: torch.Tensor) -> None:
+            part.copy_(total.chunk(self.world_size)[self.rank])
+
+        work = self._combine("reduce_scatter", array, op, keep, async_op)
+        return (work, part) if async_op else part
 
     def _is_reduced(self, op: ReduceOp, dtype: torch.dtype) -> bool:
         """Whether HCCL reduces this (HcclAllReduce: no products of bf16, no bitwise reductions)."""
@@ -105,10 +109,22 @@ class HCCLCommunicator(TorchCommunicator):
         except InvalidArgumentError:
             return False
 
-    def _combined(self, array: torch.Tensor, op: ReduceOp) -> torch.Tensor:
-        parts = self._all_gather(array.detach(), async_op=False)
-        total: torch.Tensor = functools.reduce(_COMBINE[op], parts.unbind())
-        return total.div_(self.world_size) if op is ReduceOp.AVG else total
+    def _combine(
+        self,
+        operation: str,
+        array: torch.Tensor,
+        op: ReduceOp,
+        keep: Callable[[torch.Tensor], object],
+        async_op: bool,
+    ) -> Work:
+        """Gather the ranks' arrays and, when that is waited for, ``keep`` what they make together."""
+        parts = array.new_empty((self.world_size, *array.shape))
+
+        def finish() -> None:
+            total = functools.reduce(_COMBINE[op], parts.unbind())
+            keep(total.div_(self.world_size) if op is ReduceOp.AVG else total)
+
+        return self._gather(operation, op.value, array, parts, async_op, finish)
 
     def _barrier(self) -> None:
         one = torch.ones(1, dtype=torch.int32, device=self.device)

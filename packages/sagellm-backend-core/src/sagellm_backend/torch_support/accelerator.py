@@ -192,7 +192,8 @@ class AcceleratorProvider(TorchProvider):
         return super()._to_numpy(array)
 
     def _clear_cache(self) -> None:
-        self.module.empty_cache()
+        with check("clear the cache", self.device):
+            self.module.empty_cache()
 
     def _synchronize(self) -> None:
         for device in sorted(self._used):

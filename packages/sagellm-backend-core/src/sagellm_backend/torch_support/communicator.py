@@ -119,9 +119,20 @@ class TorchCommunicator(TorchArrayCommunicator):
 
     def _all_gather(self, array: Any, async_op: bool) -> Any:
         out = array.new_empty((self.world_size, *array.shape))
-        call = partial(_gather_into, _bytes(out), _bytes(array), group=self._group)
-        work = self._start("all_gather", "", array, call, (array, out), async_op)
+        work = self._gather("all_gather", "", array, out, async_op)
         return (work, out) if async_op else out
+
+    def _gather(
+        self,
+        operation: str,
+        detail: str,
+        array: torch.Tensor,
+        out: torch.Tensor,
+        async_op: bool,
+        finish: Callable[[], object] | None = None,
+    ) -> Work:
+        call = partial(_gather_into, _bytes(out), _bytes(array), group=self._group)
+        return self._start(operation, detail, array, call, (array, out), async_op, finish)
 
     def _reduce_scatter(self, array: Any, op: ReduceOp, async_op: bool) -> Any:
         out = array.new_empty((array.shape[0] // self.world_size, *array.shape[1:]))

@@ -45,9 +45,10 @@ _LOST = (
 # Numbers of CANN's runtime (acl/error_codes/rt_error_codes.h) that say so: aborted tasks, a lost
 # heartbeat, DMA, exceptions and timeouts of the cores, memory, links, the driver itself.
 _LOST_CODE = re.compile(
-    r"error code is:? ?(107022|507001|507010|50701[3-8]|50703[456]|50704[234589]|507050|"
+    r"error code(?: is)?:? ?(107022|507001|507010|50701[3-8]|50703[456]|50704[234589]|507050|"
     r"50705[2-7]|507899|507901)"
 )
+_FULL_CODE = re.compile(r"error code(?: is)?:? ?(207001|207018)")
 _RESTART = (
     "The device is lost to this process: end it and start another. `dmesg` shows the driver's "
     "report; for a fault of a kernel, run again with {}."
@@ -72,7 +73,7 @@ def check(operation: str, device: str, requested: int = 0) -> Iterator[None]:
 def explain(operation: str, device: str, error: RuntimeError, requested: int = 0) -> BackendError:
     """What a failure of driver calls means: too little memory, a lost device, or another fault."""
     said = str(error).lower()
-    if any(phrase in said for phrase in _NO_MEMORY):
+    if _FULL_CODE.search(said) or any(phrase in said for phrase in _NO_MEMORY):
         return _out_of_memory(operation, device, requested, error)
     return UnavailableError(f"{operation} failed on {device}: {error}", hint=remedy(error, device))
 
