@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from functools import cache, partial
@@ -18,17 +19,17 @@ from sagellm_backend.bench.row import (
     add,
 )
 from sagellm_backend.bench.session import Session
-from sagellm_backend.dtypes import DType
+from sagellm_backend.dtypes import DType, dtype_of
 from sagellm_backend.errors import CapabilityError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from fetch_model import default_cache, fetch
 from generate import Generator, Sampling
-from llama import OPERATIONS, Llama
+from llama import Llama, operations
 
 PROMPT, NEW = 32, 64
-VLLM, TRANSFORMERS = "vLLM", "transformers"
+VLLM, TRANSFORMERS, FP32 = "vLLM", "transformers", "ours in fp32"
 TEXT = """The machine that reads this text has a processor, some memory and a clock. It was asked to go
 on where the text ends, and how fast it does so is what is measured here; what it says is of no weight
 at all. Still the words are words, in the order in which people write them, since a model that is fed
@@ -60,19 +61,17 @@ def prompts() -> list[list[int]]:
 class Ours:
     """The example's model on a provider, with a pool, ready to generate."""
 
-    def __init__(self, session: Session, dtype: DType) -> None:
+    def __init__(self, session: Session, dtype: DType, *, int8: bool = False) -> None:
         provider = session.provider
-        for name in OPERATIONS:
+        for name in operations(int8=int8):
             reasons = provider.supports(name, dtype=dtype)
             if reasons:
                 what = f"{name} in {dtype.value}"
                 raise CapabilityError(what, provider.name, "; ".join(reasons))
-        self.model = Llama(provider, checkpoint(), dtype)
+        self.model = Llama(provider, checkpoint(), dtype, int8=int8)
         layout = self.model.kv_layout()
         self.pool = provider.kv_pool(layout, layout.blocks_for(8 * (PROMPT + NEW + 16)))
-        self.weight_bytes = sum(
-            dtype.nbytes(_elements(weight.shape)) for weight in self.model.weights.values()
-        )
+        self.weight_bytes = _weight_bytes(self.model)
 
     def steps(self, streams: int, new: int) -> list[float]:
         """Seconds of each step of a run: the first takes the prompts in, every other is a token."""
@@ -84,11 +83,14 @@ class Ours:
         return [end - began for began, end in pairwise(times)]
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+def _weight_bytes(model: Llama) -> int:
+    """Bytes that a step reads: every weight once, of an embedding that is no head a row."""
+    arrays = {}
+    for name, kept in model.weights.items():
+        parts = kept if isinstance(kept, tuple) else (kept,)
+        if name != "embed_tokens.weight" or any(kept is part for part in model.head):
+            arrays.update((id(part), part) for part in parts)
+    return sum(dtype_of(array).nbytes(math.prod(array.shape)) for array in arrays.values())
 
 
 def _runs(session: Session, streams: int, dtype: DType) -> Match:
@@ -100,8 +102,8 @@ def _runs(session: Session, streams: int, dtype: DType) -> Match:
         "new": new,
     }
     others = [
-        session.peer("vllm", VLLM, "vllm_generate.py", config),
-        session.peer("transformers", TRANSFORMERS, "transformers_generate.py", config),
+        session.peer("vllm", VLLM, "vllm_generate.py", config, dtype.value),
+        session.peer("transformers", TRANSFORMERS, "transformers_generate.py", config, dtype.value),
     ]
     ours = Ours(session, dtype)
     side = Side("ours", lambda _: [sum(ours.steps(streams, new))])
@@ -109,21 +111,25 @@ def _runs(session: Session, streams: int, dtype: DType) -> Match:
     return Match(side, others, streams * new, note=note)
 
 
+def _side(session: Session, ours: Ours, name: str = "ours") -> Side:
+    new = 4 if session.quick else NEW
+    return Side(name, lambda _: ours.steps(1, new)[1:])
+
+
 def _steps(session: Session, dtype: DType) -> Match:
     ours = Ours(session, dtype)
-    new = 4 if session.quick else NEW
-    side = Side("ours", lambda _: ours.steps(1, new)[1:])
     bound = session.limits.read(ours.weight_bytes)
-    note = f"{ours.weight_bytes / 1e6:.0f} MB of weights"
-    return Match(side, [], 1.0, bound, note)
+    return Match(_side(session, ours), [], 1.0, bound, _weights(ours))
 
 
 def _int8(session: Session) -> Match:
-    provider = session.provider
-    reasons = provider.supports("linear_w8a16", dtype="fp32")
-    if reasons:
-        raise CapabilityError("linear_w8a16 in fp32", provider.name, "; ".join(reasons))
-    raise CapabilityError("int8 weights", provider.name, "examples/llama.py does not load them.")
+    ours, plain = Ours(session, DType.FP32, int8=True), Ours(session, DType.FP32)
+    bound = session.limits.read(ours.weight_bytes)
+    return Match(_side(session, ours), [_side(session, plain, FP32)], 1.0, bound, _weights(ours))
+
+
+def _weights(ours: Ours) -> str:
+    return f"{ours.weight_bytes / 1e6:.0f} MB of weights"
 
 
 def add_rows() -> None:
@@ -159,6 +165,6 @@ def add_rows() -> None:
             "One token after the first, one stream, int8 weights and fp32 otherwise",
             TOKENS_PER_S,
             _int8,
-            (Target("ours in fp32", ratio=2.5),),
+            (Target(FP32, ratio=2.5),),
         )
     )

@@ -50,14 +50,16 @@ def test_a_side_runs_in_the_other_python(peers):
     assert side.process
 
 
-def test_one_worker_serves_all_rows(peers):
-    found = peers(f"{ECHO}\n# {{}}".replace('asked.get("size")', "__import__('os').getpid()"))
-    first = found._worker("other", sys.executable, found.folder / "peer.py")
-    assert first.ask({"do": "warm"}) == first.ask({"do": "warm"})
-    found.side("other", "Other", "peer.py", {})
-    assert found._worker("other", sys.executable, found.folder / "peer.py") is first
-    found.forget("other", "peer.py")
-    assert found._worker("other", sys.executable, found.folder / "peer.py") is not first
+def test_one_process_serves_all_sides_of_a_key(peers):
+    pid = "import os\n" + ECHO.replace('[asked["budget"], 2.0]', "[float(os.getpid())]")
+    found = peers(pid)
+    assert not found.running("other", "peer.py")
+    first, second = (found.side("other", "Other", "peer.py", {}) for _ in range(2))
+    third = found.side("other", "Other", "peer.py", {}, "another")
+    assert found.running("other", "peer.py", "another")
+    assert first.turn(0.0) == second.turn(0.0)
+    assert first.turn(0.0) != third.turn(0.0)
+    assert first.process != third.process
 
 
 @pytest.mark.parametrize(

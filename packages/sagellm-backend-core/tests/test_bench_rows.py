@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sagellm_backend.bench import row as table
+from sagellm_backend.bench.busy import Busy
 from sagellm_backend.bench.limits import Limits
 from sagellm_backend.bench.lock import QuietLock
 from sagellm_backend.bench.peers import Peers
@@ -25,7 +26,9 @@ from sagellm_backend.bench.session import Session
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import CapabilityError, InvalidArgumentError
 
-SESSION = Session(None, Limits([], {}), Peers({}, None), QuietLock(None), quick=True)
+SESSION = Session(
+    None, Limits([], {}), Peers({}, None), QuietLock(None), Busy(quick=True), quick=True
+)
 
 
 def constant(name, seconds):

@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagellm_backend.bench.memory_speed import processors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _SPIN = (
     "import json,time;b=time.perf_counter();x=0\n"
@@ -45,21 +49,41 @@ class Ticks:
 
 
 class Busy:
-    """Looks at the machine when it is made and once more in :meth:`report`."""
+    """Looks at the load and at scaling when it is made, and at the processors while it is entered."""
 
-    def __init__(self, *, quick: bool = False) -> None:
+    def __init__(self, *, quick: bool = False, now: Callable[[], Ticks | None] = Ticks.now) -> None:
         self._load = _load()
         self._scaling = None if quick or processors() < 2 else scaling()
-        self._first = Ticks.now()
+        self._now = now
+        self._first: Ticks | None = None
+        self._seconds = dict.fromkeys(("all", "others", "stolen"), 0.0)
+        self.last: float | None = None
+
+    def __enter__(self) -> Self:
+        self._first, self.last = self._now(), None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Add up; ``last`` is the share that others had since it was entered, if that is known."""
+        spent = _spent(self._first, self._now())
+        for name, seconds in spent.items():
+            self._seconds[name] += seconds
+        self.last = spent["others"] / spent["all"] if spent else None
 
     def report(self) -> dict[str, Any]:
-        """Load before and after, shares of all processors, and the scaling that was found.
+        """Load before and after, shares of all processors while entered, and the scaling found.
 
         ``others`` is the share of other processes, ``stolen`` what a hypervisor took away;
         ``scaling`` is 2.0 where two spinning processes are as fast as one. ``None`` is unknown.
         """
-        found = {"others": None, "stolen": None, **_shares(self._first, Ticks.now())}
-        return {"load_before": self._load, "load_after": _load(), "scaling": self._scaling, **found}
+        total = self._seconds["all"]
+        return {
+            "load_before": self._load,
+            "load_after": _load(),
+            "scaling": self._scaling,
+            "others": self._seconds["others"] / total if total else None,
+            "stolen": self._seconds["stolen"] / total if total else None,
+        }
 
 
 def scaling(loops: int = _LOOPS, attempts: int = 3) -> float:
@@ -74,14 +98,15 @@ def _spin(count: int, loops: int) -> list[float]:
     return [float(json.loads(process.communicate()[0])) for process in started]
 
 
-def _shares(first: Ticks | None, last: Ticks | None) -> dict[str, float]:
+def _spent(first: Ticks | None, last: Ticks | None) -> dict[str, float]:
+    """Processor seconds between two looks: all there were, what others used, what was taken away."""
     if first is None or last is None or last.wall <= first.wall:
         return {}
-    all_of_it = (last.wall - first.wall) * (os.cpu_count() or 1)
     others = (last.used - first.used) - (last.ours - first.ours)
     return {
-        "others": max(others / all_of_it, 0.0),
-        "stolen": (last.stolen - first.stolen) / all_of_it,
+        "all": (last.wall - first.wall) * (os.cpu_count() or 1),
+        "others": max(others, 0.0),
+        "stolen": last.stolen - first.stolen,
     }
 
 

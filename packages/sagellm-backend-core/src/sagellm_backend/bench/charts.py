@@ -113,7 +113,7 @@ def _share(row: Mapping[str, Any], limit: Mapping[str, Any]) -> str:
     told = escape(f"{row['name']}: {words} of {limit['text']}", quote=True)
     return (
         f'<div class="row"><div class="row-name">{escape(row["name"])}'
-        f'<br><span class="case-text">{escape(limit["text"])}</span></div>'
+        f'<br><span class="case-text">{escape(limit["kind"])}</span></div>'
         f'<svg class="bars" role="img" aria-label="{told}" height="{_LINE}">{"".join(shapes)}</svg>'
         f'<div class="numbers"><b>{words}</b></div></div>'
     )

@@ -23,6 +23,7 @@ def html_page(report: Mapping[str, Any]) -> str:
         finished=escape(f"{report['finished'][:10]} {report['finished'][11:16]} UTC"),
         hero=parts.hero(report),
         noise=parts.noise(report),
+        targets=parts.targets(report["rows"]),
         limits=parts.limits(report["limits"]),
         groups=parts.groups(report["rows"]),
         absent=parts.absent(report["rows"]),

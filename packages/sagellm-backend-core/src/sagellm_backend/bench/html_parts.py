@@ -8,10 +8,12 @@ from typing import Any
 
 from sagellm_backend.bench.charts import ratio_chart, share_chart, times
 from sagellm_backend.bench.report import (
+    BUSY_SHARE,
     TRIAL,
     absences,
     busy_words,
     figures_of,
+    gains,
     target_words,
     verdicts,
 )
@@ -49,6 +51,29 @@ def noise(report: Mapping[str, Any]) -> str:
     return (
         f'<div class="callout {tone}"><h3>{"A quiet machine" if quiet else "A busy machine"}</h3>'
         f"<p>{escape(text)}</p></div>"
+    )
+
+
+def targets(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What was hoped for and what was measured, a line for each target; "" without any."""
+    lines = []
+    for row in rows:
+        for entry in (*row["others"], *([row["limit"]] if row["limit"] else [])):
+            if entry["target"] is None or entry["met"] is None:
+                continue
+            against = entry.get("name") or entry["text"]
+            best, median = gains(entry)
+            lines.append(
+                f'<tr><th scope="row"><code>{escape(row["name"])}</code></th>'
+                f"<td>{escape(against)}</td><td>{_target(entry)}</td>"
+                f'<td class="num">{escape(best)}</td><td class="num">{escape(median)}</td></tr>'
+            )
+    if not lines:
+        return ""
+    return (
+        '<section><h2>Targets</h2><div class="card scroll"><table><thead><tr><th>Row</th>'
+        "<th>Against</th><th>Target</th><th class=num>Best</th><th class=num>Median</th></tr>"
+        f"</thead><tbody>{''.join(lines)}</tbody></table></div></section>"
     )
 
 
@@ -129,9 +154,12 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _lines(row: Mapping[str, Any]) -> str:
     note = f"; {row['note']}" if row["note"] and row["note"] not in row["text"] else ""
+    busy = ""
+    if row["busy"] is not None and row["busy"] > BUSY_SHARE:
+        busy = f' <span class="tag failed">others used {100 * row["busy"]:.0f} %</span>'
     lines = [
         f'<tr class="ours"><th scope="row"><code>{escape(row["name"])}</code><br>'
-        f'<span class="case-text">{escape(row["text"] + note)}</span></th>'
+        f'<span class="case-text">{escape(row["text"] + note)}</span>{busy}</th>'
         f"{_figures(row['ours'], row['unit'])}<td></td><td></td><td></td></tr>"
     ]
     for other in row["others"]:

@@ -111,12 +111,15 @@ class Peers:
     def __init__(self, pythons: Mapping[str, str], folder: Path | None) -> None:
         self.pythons = dict(pythons)
         self.folder = folder
-        self._workers: dict[tuple[str, str], Worker] = {}
+        self._workers: dict[tuple[str, str, str], Worker] = {}
 
-    def side(self, peer: str, name: str, script: str, config: Mapping[str, Any]) -> Side | Absent:
+    def side(
+        self, peer: str, name: str, script: str, config: Mapping[str, Any], key: str = ""
+    ) -> Side | Absent:
         """The side that ``script`` computes in this peer's Python, ready to run; or why there is none.
 
-        ``config`` is what the script is warmed with.
+        ``config`` is what the script is warmed with. One process serves all sides of a script with
+        the same ``key``.
         """
         python = self.pythons.get(peer)
         if python is None:
@@ -126,30 +129,30 @@ class Peers:
         path = self.folder / script
         if not path.is_file():
             raise InvalidArgumentError(f"{path} does not exist.")
+        place = peer, script, key
         try:
-            worker = self._worker(peer, python, path)
+            if place not in self._workers:
+                self._workers[place] = Worker(python, path)
+            worker = self._workers[place]
             worker.ask({"do": "warm", **config})
         except UnavailableError as error:
-            self.forget(peer, script)
+            self._forget(place)
             return Absent(name, error.message)
-        return Side(name, lambda budget: _seconds(worker, budget), process=f"{peer} {script}")
+        return Side(name, lambda budget: _seconds(worker, budget), " ".join(place))
 
-    def forget(self, peer: str, script: str) -> None:
-        """End this worker, so that its memory is free."""
-        worker = self._workers.pop((peer, script), None)
-        if worker is not None:
-            worker.close()
+    def running(self, peer: str, script: str, key: str = "") -> bool:
+        """Whether there is a process for this already."""
+        return (peer, script, key) in self._workers
 
     def close(self) -> None:
         """End all workers."""
-        for peer, script in list(self._workers):
-            self.forget(peer, script)
+        for place in list(self._workers):
+            self._forget(place)
 
-    def _worker(self, peer: str, python: str, path: Path) -> Worker:
-        found = self._workers.get((peer, path.name))
-        if found is None:
-            found = self._workers[peer, path.name] = Worker(python, path)
-        return found
+    def _forget(self, place: tuple[str, str, str]) -> None:
+        worker = self._workers.pop(place, None)
+        if worker is not None:
+            worker.close()
 
 
 def _seconds(worker: Worker, budget: float) -> list[float]:

@@ -9,7 +9,10 @@ from sagellm_backend.conformance.charts import figure
 
 TRIAL = "Made with --quick: small work, one round. Its figures mean nothing."
 
-_BUSY_SHARE, _SCALING = 0.05, 1.8
+BUSY_SHARE = 0.05
+"""The share of all processors in other hands from which on figures are to be doubted."""
+
+_SCALING = 1.8
 
 
 def verdicts(rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
@@ -44,6 +47,15 @@ def absences(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
+def gains(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """The ratio to an alternative, best against best and median against median, or to a limit."""
+    if "share" in entry:
+        return f"{100 * entry['share']:.0f} %", ""
+    if entry["target"] and entry["target"]["more_us"] is not None:
+        return f"{entry['more_us']:+.2f} µs", ""
+    return f"{figure(entry['ratio_best'])}x", f"{figure(entry['ratio_median'])}x"
+
+
 def target_words(entry: Mapping[str, Any], *, mark: bool = False) -> str:
     """A target in words, "" without one; with a ``mark`` of what became of it in front."""
     target = entry["target"]
@@ -57,10 +69,12 @@ def busy_words(busy: Mapping[str, Any]) -> tuple[str, bool]:
     """The note on how busy the machine was, and whether it was quiet, as far as is known."""
     words, quiet = [], True
     if busy["others"] is not None:
-        quiet &= busy["others"] <= _BUSY_SHARE
-        words.append(f"other processes used {100 * busy['others']:.1f} % of all processors")
+        quiet &= busy["others"] <= BUSY_SHARE
+        words.append(
+            f"while it was measured other processes used {100 * busy['others']:.1f} % of the processors"
+        )
     if busy["stolen"] is not None:
-        quiet &= busy["stolen"] <= _BUSY_SHARE
+        quiet &= busy["stolen"] <= BUSY_SHARE
         words.append(f"the host took {100 * busy['stolen']:.1f} %")
     if busy["scaling"] is not None:
         quiet &= busy["scaling"] >= _SCALING
@@ -73,9 +87,7 @@ def busy_words(busy: Mapping[str, Any]) -> tuple[str, bool]:
 
 def _target(entry: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     if target["more_us"] is not None:
-        more = entry.get("more_us")
-        told = "" if more is None else f"{more:+.2f} µs, "
-        return f"{told}at most {target['more_us']:+.2f} µs"
+        return f"at most {target['more_us']:+.2f} µs"
     if "share" in entry:
         return f"at least {100 * target['ratio']:.0f} %"
     return f"at least {target['ratio']:g}x"

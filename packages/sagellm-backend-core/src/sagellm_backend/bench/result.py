@@ -15,12 +15,16 @@ Measured = tuple[Side | Absent, Figures | None]
 
 @dataclass(frozen=True)
 class Result:
-    """One row that was run, or that could not be: ``ours`` is absent then."""
+    """One row that was run, or that could not be: ``ours`` is absent then.
+
+    ``busy`` is the share of all processors that other processes had in the meantime.
+    """
 
     row: Row
     match: Match
     ours: Measured
     others: tuple[Measured, ...]
+    busy: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain data, by the schema ``data/bench.schema.json``."""
@@ -32,6 +36,7 @@ class Result:
             "unit": row.unit.label,
             "higher_is_better": row.unit.rate,
             "note": self.match.note,
+            "busy": self.busy,
             "ours": self._side(self.ours),
             "others": [self._other(each) for each in self.others],
             "limit": self._limit(),

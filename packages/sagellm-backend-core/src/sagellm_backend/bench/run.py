@@ -56,7 +56,7 @@ def run(
         lock.take()
         busy = Busy(quick=plan.quick)
         limits = Limits.measure(provider, quick=plan.quick)
-        session = Session(provider, limits, peers, lock, quick=plan.quick)
+        session = Session(provider, limits, peers, lock, busy, quick=plan.quick)
         found = []
         for number, row in enumerate(plan.rows, 1):
             found.append(measure(row, session))
@@ -91,14 +91,15 @@ def measure(row: Row, session: Session) -> Result:
     session.lock.pause()
     session.lock.take()
     try:
-        figures = in_turns(sides, rounds=rounds, budget=budget, warm=not session.quick)
+        with session.busy:
+            figures = in_turns(sides, rounds=rounds, budget=budget, warm=not session.quick)
     except Exception as error:  # noqa: BLE001 - as above
         return absent(row, _words(error))
     by_side: dict[int, Figures] = {
         id(side): found for side, found in zip(sides, figures, strict=True)
     }
     ours, *others = ((side, by_side.get(id(side))) for side in (match.ours, *match.others))
-    return Result(row, match, ours, tuple(others))
+    return Result(row, match, ours, tuple(others), session.busy.last)
 
 
 def _words(error: Exception) -> str:

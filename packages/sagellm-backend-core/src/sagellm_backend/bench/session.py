@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sagellm_backend.base import BackendProvider
+from sagellm_backend.bench.busy import Busy
 from sagellm_backend.bench.limits import Limits
 from sagellm_backend.bench.lock import QuietLock
 from sagellm_backend.bench.peers import Peers
@@ -30,6 +31,7 @@ class Session:
     limits: Limits
     peers: Peers
     lock: QuietLock
+    busy: Busy
     quick: bool = False
 
     def __post_init__(self) -> None:
@@ -48,11 +50,13 @@ class Session:
         call = getattr(found, alternative)(*args, **kwargs)
         return Side(name, repeated(call, self.provider.synchronize))
 
-    def peer(self, peer: str, name: str, script: str, config: Mapping[str, Any]) -> Side | Absent:
-        """A side in another process; the lock is not held while that starts."""
-        if peer in self.peers.pythons:
+    def peer(
+        self, peer: str, name: str, script: str, config: Mapping[str, Any], key: str = ""
+    ) -> Side | Absent:
+        """A side in another process, see :meth:`Peers.side`; the lock is let go while that starts."""
+        if peer in self.peers.pythons and not self.peers.running(peer, script, key):
             self.lock.release()
-        return self.peers.side(peer, name, script, config)
+        return self.peers.side(peer, name, script, config, key)
 
     def normal(self, *shape: int, dtype: DType = DType.FP32) -> Array:
         """Standard normal numbers on the host."""

@@ -107,7 +107,7 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """The lines of one row: ours, each alternative that was measured, and the limit."""
-    from sagellm_backend.bench.report import figures_of, target_words
+    from sagellm_backend.bench.report import figures_of, gains, target_words
 
     unit, limit = row["unit"], row["limit"]
     if row["ours"]["absent"]:
@@ -116,12 +116,12 @@ def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for other in row["others"]:
         if other["absent"] is None:
             ratios = (f"{other[kind]:.2f}" for kind in ("ratio_best", "ratio_median"))
-            words = target_words(other, mark=True)
+            more = other["target"] and other["target"]["more_us"] is not None
+            words = target_words(other, mark=True) + (f" ({gains(other)[0]})" if more else "")
             yield f"  {other['name']}", *figures_of(other, unit), *ratios, words
     if limit and limit["share"] is not None:
-        words = target_words(limit, mark=True)
         best = figures_of({"best": limit["value"], "median": limit["value"]}, unit)[0]
-        yield f"  {limit['kind']}", best, "", f"{100 * limit['share']:.0f} %", "", words
+        yield f"  {limit['kind']}", best, "", gains(limit)[0], "", target_words(limit, mark=True)
 
 
 def _print_list(rows: tuple[Row, ...], *, as_json: bool) -> None:
