@@ -2,6 +2,7 @@
 
     python examples/generate.py "What is the capital of France?"
     python examples/generate.py "Name a colour." "Count to five." --max-new-tokens 32 --dtype bf16
+    python examples/generate.py --weights int8 "Why is the sky blue?"
     python examples/generate.py --checkpoint DIR --backend cpu --temperature 0.7 "Tell me a story."
 
 Several prompts share one paged KV cache: new sequences join and finished ones leave between any two
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from fetch_model import fetch
-from llama import OPERATIONS, Llama, Sequence
+from llama import Llama, Sequence, operations
 
 from sagellm_backend import BackendError, DType, KVPool, Requirements, get_provider
 
@@ -139,6 +140,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("prompts", nargs="+", metavar="PROMPT")
     parser.add_argument("--backend", default="auto", help="cpu, cuda, ...; default: the best here")
     parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or fp16")
+    parser.add_argument("--weights", choices=("int8",), help="default: as --dtype says")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: SmolLM2-135M")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--max-tokens", type=int, default=16384, metavar="N", help="KV pool size")
@@ -169,9 +171,11 @@ def answer(args: argparse.Namespace) -> None:
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} is not a checkpoint: it has no config.json.")
     backend = get_provider(args.backend)
-    backend.capability().require(Requirements(operation_dtypes=dict.fromkeys(OPERATIONS, (dtype,))))
+    int8 = args.weights == "int8"
+    needed = dict.fromkeys(operations(int8=int8), (dtype,))
+    backend.capability().require(Requirements(operation_dtypes=needed))
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    model = Llama(backend, checkpoint, dtype)
+    model = Llama(backend, checkpoint, dtype, int8=int8)
     layout = model.kv_layout()
     stop = stop_tokens(checkpoint, model.config)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
@@ -186,7 +190,8 @@ def answer(args: argparse.Namespace) -> None:
         seconds = time.perf_counter() - started
     print(
         f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s "
-        f"({backend.capability().device_name}, {backend.name}, {dtype.value})"
+        f"({backend.capability().device_name}, {backend.name}, {dtype.value}"
+        f"{', int8 weights' if int8 else ''})"
     )
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from sagellm_backend import BackendProvider, DType, KVLayout, KVPool
 from sagellm_backend.ops.rope import rope_cache
+from sagellm_backend.quantization import quantize_int8
 
 BLOCK_SIZE = 16
 OPERATIONS = (
@@ -27,6 +28,11 @@ OPERATIONS = (
     "greedy_sample",
     "sample",
 )
+
+
+def operations(*, int8: bool = False) -> tuple[str, ...]:
+    """What the decoder asks of a backend."""
+    return tuple("linear_w8a16" if int8 and name == "linear" else name for name in OPERATIONS)
 
 
 @dataclass
@@ -47,9 +53,15 @@ class Sequence:
 
 
 class Llama:
-    """The decoder: weights on the device, and one forward step over a batch of sequences."""
+    """The decoder: weights on the device, and one forward step over a batch of sequences.
 
-    def __init__(self, backend: BackendProvider, checkpoint: Path, dtype: DType) -> None:
+    With ``int8`` the weights of all products are, the head's too; the embedding looks up rows of
+    ``dtype``.
+    """
+
+    def __init__(
+        self, backend: BackendProvider, checkpoint: Path, dtype: DType, *, int8: bool = False
+    ) -> None:
         self.backend = backend
         self.config = json.loads((checkpoint / "config.json").read_text())
         self._refuse_unknown()
@@ -58,10 +70,12 @@ class Llama:
         self.head_dim: int = self.config.get("head_dim") or self.config["hidden_size"] // self.heads
         self.layers: int = self.config["num_hidden_layers"]
         self.dtype = dtype
-        self.op = {name: backend.get_kernel(name, dtype=dtype) for name in OPERATIONS}
+        self.int8 = int8
+        self.op = {name: backend.get_kernel(name, dtype=dtype) for name in operations(int8=int8)}
+        self.product = self.op["linear_w8a16" if int8 else "linear"]
         self.weights = dict(self._load(checkpoint))
-        head = "embed_tokens" if self.config.get("tie_word_embeddings") else "lm_head"
-        self.head = self.weights[f"{head}.weight"]
+        tied = self.config.get("tie_word_embeddings")
+        self.head = self.weights["head" if tied else "lm_head.weight"]
         theta = _rope(self.config).get("rope_theta", 10000.0)
         positions = self.config["max_position_embeddings"]
         self.cos_sin = backend.from_numpy(rope_cache(positions, self.head_dim, base=theta))
@@ -75,6 +89,7 @@ class Llama:
 
     def _load(self, checkpoint: Path) -> Iterator[tuple[str, Any]]:
         halves: dict[str, np.ndarray] = {}
+        tied = self.config.get("tie_word_embeddings", False)
         for file in sorted(checkpoint.glob("*.safetensors")):
             with safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
@@ -82,12 +97,21 @@ class Llama:
                     short = name.removeprefix("model.")
                     if short.endswith(("gate_proj.weight", "up_proj.weight")):
                         halves[short] = array
+                    elif short.endswith("_proj.weight") or short == "lm_head.weight":
+                        yield short, self._matrix(array)
                     else:
-                        yield short, self.backend.from_numpy(array)
+                        kept = self.backend.from_numpy(array)
+                        yield short, kept
+                        if short == "embed_tokens.weight" and tied:
+                            yield "head", self._matrix(array) if self.int8 else (kept,)
         for layer in range(self.layers):
             pair = [halves.pop(f"layers.{layer}.mlp.{half}_proj.weight") for half in ("gate", "up")]
-            fused = self.backend.from_numpy(np.concatenate(pair))
-            yield f"layers.{layer}.mlp.gate_up_proj.weight", fused
+            yield f"layers.{layer}.mlp.gate_up_proj.weight", self._matrix(np.concatenate(pair))
+
+    def _matrix(self, array: np.ndarray) -> tuple[Any, ...]:
+        """What a product takes for its weight: the matrix, or int8 and scales."""
+        parts = quantize_int8(array) if self.int8 else (array,)
+        return tuple(self.backend.from_numpy(part) for part in parts)
 
     def kv_layout(self) -> KVLayout:
         """The layout of a KV pool for this model."""
@@ -124,13 +148,11 @@ class Llama:
             x = self._linear(x, layer, "mlp.down_proj")
             x, residual = op["add_rms_norm"](x, residual, self._norm(layer + 1, "input"), eps)
         last = backend.from_numpy(metadata.cu_query[1:] - 1)
-        return op["linear"](op["embedding"](last, x), self.head)
+        return self.product(op["embedding"](last, x), *self.head)
 
     def _linear(self, x: Any, layer: int, name: str) -> Any:
         name = f"layers.{layer}.{name}"
-        return self.op["linear"](
-            x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
-        )
+        return self.product(x, *self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
     def _norm(self, layer: int, name: str) -> Any:
         if layer == self.layers:
