@@ -28,6 +28,7 @@ _CHUNK = 1 << 16
 _PART = 1 << 20
 _GROUP = 32
 _EIGHT = torch.tensor([8], dtype=torch.int8)
+_EIGHT_AT = _EIGHT.data_ptr()
 _PLAIN = (Tensor, Parameter)
 _FP32 = torch.float32
 _Words = ctypes.c_int64 * 13
@@ -105,35 +106,45 @@ def _run(
     function = _KERNELS[dtype].function()
     if function is None:
         return None
-    outputs = weight.shape[0]
-    wide = x.contiguous().float()
-    shift = None if bias is None else bias.float()
+    outputs, nbytes = weight.shape
+    wide = x if x.dtype is _FP32 and x.is_contiguous() else x.contiguous().float()
+    shift = bias if bias is None or bias.dtype is _FP32 else bias.float()
     y = wide.new_empty((*x.shape[:-1], outputs))
-    step = 0 if zero is None else 1
-    points = _EIGHT if zero is None else zero
     try:
-        addresses = [item.data_ptr() for item in (wide, weight, scale, points)]
-        addresses += [0 if shift is None else shift.data_ptr(), y.data_ptr()]
+        addresses = (
+            wide.data_ptr(),
+            weight.data_ptr(),
+            scale.data_ptr(),
+            _EIGHT_AT if zero is None else zero.data_ptr(),
+            0 if shift is None else shift.data_ptr(),
+            y.data_ptr(),
+        )
     except RuntimeError:
         return None  # a tensor of torch.func, which has no memory of its own
     rows, groups = wide.numel() // inputs, scale.numel() // outputs
-    size = max(8, _CHUNK // weight.shape[1] // 8 * 8)
-    words = _Words(0, *addresses, inputs, outputs, rows, groups, size, step)
+    size = max(8, _CHUNK // nbytes // 8 * 8)
+    words = _Words(0, *addresses, inputs, outputs, rows, groups, size, zero is not None)
     team.run(function, words, -(-outputs // size))
     return y if x.dtype is _FP32 else y.to(x.dtype)
 
 
-def _fits(*tensors: Tensor | None) -> bool:
-    """Whether compiled code may read these."""
-    given = [item for item in tensors if item is not None]
-    if not given[0].numel() or not all(type(item) in _PLAIN and item.is_cpu for item in given):
+def _fits(x: Tensor, weight: Tensor, scale: Tensor, *others: Tensor | None) -> bool:
+    """Whether compiled code may read these. x is made contiguous, the others are read as they lie."""
+    if not _reads(weight) or not _reads(scale) or type(x) not in _PLAIN or not x.is_cpu:
         return False
-    # x and a bias are made contiguous, the weight and what belongs to it are read as they lie.
-    if not all(item.layout is torch.strided for item in given):
+    given = [item for item in others if item is not None]
+    if not all(map(_reads, given)) or x.layout is not torch.strided or not x.numel():
         return False
-    if torch.is_grad_enabled() and any(item.requires_grad for item in given):
-        return False
-    return all(item.is_contiguous() for item in given[1:])
+    return not torch.is_grad_enabled() or not any(item.requires_grad for item in (x, scale, *given))
+
+
+def _reads(array: Tensor) -> bool:
+    return (
+        type(array) in _PLAIN
+        and array.is_cpu
+        and array.layout is torch.strided
+        and array.is_contiguous()
+    )
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
