@@ -8,6 +8,7 @@ import time
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from sagellm_backend.bench.row import (
     LIMIT,
@@ -85,7 +86,7 @@ class Ours:
 
 def _weight_bytes(model: Llama) -> int:
     """Bytes that a step reads: every weight once, of an embedding that is no head a row."""
-    arrays = {}
+    arrays: dict[int, Any] = {}
     for name, kept in model.weights.items():
         parts = kept if isinstance(kept, tuple) else (kept,)
         if name != "embed_tokens.weight" or any(kept is part for part in model.head):

@@ -66,7 +66,7 @@ def store(
     batch, context, heads, width = keys.shape
     each = -(-context // BLOCK)
     memory = torch.zeros((batch * each, heads, 2 * BLOCK, width), dtype=keys.dtype)
-    halves = memory.chunk(2, dim=2)
+    halves = memory[:, :, :BLOCK], memory[:, :, BLOCK:]
     order = torch.randperm(batch * each, generator=torch.Generator().manual_seed(0))
     blocks = order.reshape(batch, each).int()
     place = torch.arange(context)

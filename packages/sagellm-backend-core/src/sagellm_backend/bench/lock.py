@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-_HOLD_S = 45.0
+_HOLD_S = 60.0
 
 
 class QuietLock:
