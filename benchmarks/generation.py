@@ -73,12 +73,14 @@ class Ours:
         layout = self.model.kv_layout()
         self.pool = provider.kv_pool(layout, layout.blocks_for(8 * (PROMPT + NEW + 16)))
         self.weight_bytes = _weight_bytes(self.model)
+        self.tokens: dict[int, list[int]] = {}
 
     def steps(self, streams: int, new: int) -> list[float]:
         """Seconds of each step of a run: the first takes the prompts in, every other is a token."""
         generator = Generator(self.model, self.pool, Sampling(), stop=())
         times = [time.perf_counter()]
         for sequence, _ in generator.run(prompts()[:streams], new):
+            self.tokens[sequence.index] = sequence.generated
             if sequence.index == streams - 1:
                 times.append(time.perf_counter())
         return [end - began for began, end in pairwise(times)]
@@ -108,8 +110,17 @@ def _runs(session: Session, streams: int, dtype: DType) -> Match:
     ]
     ours = Ours(session, dtype)
     side = Side("ours", lambda _: [sum(ours.steps(streams, new))])
+    ours.steps(streams, new)
     note = f"{PROMPT} tokens of prompt each, then {new} new ones, prompts included in the time"
-    return Match(side, others, streams * new, note=note)
+    agreed = [_agreed(ours, other) for other in others if isinstance(other, Side)]
+    return Match(side, others, streams * new, note="; ".join([note, *agreed]))
+
+
+def _agreed(ours: Ours, other: Side) -> str:
+    """How far the other side generates what ours does."""
+    streams = other.facts["tokens"]
+    same = sum(tokens == ours.tokens[index] for index, tokens in enumerate(streams))
+    return f"{other.name} generates the same in {same} of {len(streams)}"
 
 
 def _side(session: Session, ours: Ours, name: str = "ours") -> Side:

@@ -15,7 +15,7 @@ import json, sys
 for line in sys.stdin:
     asked = json.loads(line)
     if asked["do"] == "warm":
-        print(json.dumps({"ready": asked.get("size")}), flush=True)
+        print(json.dumps({"ready": {"size": asked.get("size")}}), flush=True)
     else:
         print(json.dumps({"seconds": [asked["budget"], 2.0]}), flush=True)
 """
@@ -47,6 +47,7 @@ def test_a_side_runs_in_the_other_python(peers):
     side = peers(ECHO).side("other", "Other", "peer.py", {"size": 3})
     assert isinstance(side, Side)
     assert side.turn(0.5) == [0.5, 2.0]
+    assert side.facts == {"size": 3}
     assert side.process
 
 

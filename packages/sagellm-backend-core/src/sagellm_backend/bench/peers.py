@@ -134,11 +134,11 @@ class Peers:
             if place not in self._workers:
                 self._workers[place] = Worker(python, path)
             worker = self._workers[place]
-            worker.ask({"do": "warm", **config})
+            facts = worker.ask({"do": "warm", **config})["ready"] or {}
         except UnavailableError as error:
             self._forget(place)
             return Absent(name, error.message)
-        return Side(name, lambda budget: _seconds(worker, budget), " ".join(place))
+        return Side(name, lambda budget: _seconds(worker, budget), " ".join(place), facts)
 
     def running(self, peer: str, script: str, key: str = "") -> bool:
         """Whether there is a process for this already."""

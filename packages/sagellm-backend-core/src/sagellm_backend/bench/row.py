@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sagellm_backend.errors import InvalidArgumentError
 
@@ -59,11 +59,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Side:
-    """One of those compared. ``process`` names the process that computes, "" for this one."""
+    """One of those compared. ``process`` names the process that computes, "" for this one.
+
+    ``facts`` is what that process told of itself when it was ready.
+    """
 
     name: str
     turn: Turn
     process: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from sagellm_backend.errors import CapabilityError
 
 BLOCK = 16
 VLLM, GATHER = "vLLM", "gather + SDPA"
+_TOLERANCE = {DType.FP32: 1e-4, DType.FP16: 1e-2, DType.BF16: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def _match(session: Session, shape: Shape, dtype: DType) -> Match:
         num_kv_heads=shape.kv_heads,
         block_size=BLOCK,
     )
+    result = provider.to_numpy(kernel(q, k, v, metadata, scale=scale))
     others: list[Side | Absent] = [
-        _vllm(session, inputs),
+        _vllm(session, inputs, result),
         session.beside(GATHER, "gather_sdpa", q, k, v, metadata, scale),
     ]
     decode = shape.query == 1
@@ -130,13 +132,22 @@ def _match(session: Session, shape: Shape, dtype: DType) -> Match:
     )
 
 
-def _vllm(session: Session, inputs: Inputs) -> Side | Absent:
+def _vllm(session: Session, inputs: Inputs, ours: Array) -> Side | Absent:
+    """The side of vLLM on the same inputs, unless its result is another."""
     with ExitStack() as stack:
         config: dict[str, Any] = {}
         if "vllm" in session.peers.pythons:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            config = inputs.save(Path(folder))
-        return session.peer("vllm", VLLM, "vllm_attention.py", config)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            config = inputs.save(folder)
+        side = session.peer("vllm", VLLM, "vllm_attention.py", config)
+        if isinstance(side, Absent):
+            return side
+        theirs = np.load(folder / "result.npy")
+    wide = ours.astype(np.float32)
+    error = float(np.abs(theirs - wide).max() / np.abs(wide).max())
+    if error > _TOLERANCE[inputs.dtype]:
+        return Absent(VLLM, f"its result is another: off by {error:.2g} of the largest")
+    return side
 
 
 def _add(
