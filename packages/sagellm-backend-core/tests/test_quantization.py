@@ -1,16 +1,22 @@
 """Quantised weights on the host, and what the references make of them."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sagellm_backend.conformance.case import plan
+from sagellm_backend.conformance.operations import examine_operations
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import InvalidArgumentError
-from sagellm_backend.ops import operation
+from sagellm_backend.ops import OPERATIONS, operation
 from sagellm_backend.ops.quantised import dequantise_int4, quantise_rows, unpack_int4
 from sagellm_backend.quantization import pack_int4, quantize_int4, quantize_int8
+from sagellm_backend.reference.kernels import make_kernel
+from sagellm_backend.reference.provider import ReferenceProvider
 
 
 def weight(rows=9, inputs=64, dtype=np.float32):
@@ -134,3 +140,33 @@ def test_zero_points_and_groups_are_looked_at():
         found.check_values(found.bind((x, packed, scale, zero), {}))
     with pytest.raises(InvalidArgumentError, match="64 inputs make no 3 groups"):
         found.check(found.bind((x, packed, np.ones((9, 3), np.float32)), {}))
+
+
+QUANTISED = ("linear_w8a16", "linear_w8a8", "linear_w4a16")
+
+
+class WithoutThem(ReferenceProvider):
+    """A backend that has no kernels for quantised weights, and does not say that it has."""
+
+    def _register_kernels(self, table):
+        for name in set(OPERATIONS) - set(QUANTISED):
+            table.register(name, make_kernel(operation(name), self), name="numpy")
+
+    def _capability(self):
+        claims = super()._capability()
+        kept = {name: found for name, found in claims.operations.items() if name not in QUANTISED}
+        return replace(claims, operations=kept)
+
+
+def test_a_backend_may_go_without_them_and_says_why():
+    with WithoutThem() as backend:
+        planned = plan(backend.capability(), ("kernels",), "standard")
+        reasons = {item.id: item.detail for item in planned.not_applicable}
+        found = examine_operations(backend, operations=QUANTISED)
+        assert all(item.passed and item.refused for item in found)
+        for name in QUANTISED:
+            assert not [item for item in planned.cases if name in item.id]
+            assert reasons[f"kernels.{name}"] == f"{name} is declared in no dtype"
+            assert backend.supports(name, dtype="fp32") == [
+                f"no implementation of {name} is registered"
+            ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from sagellm_backend.capability import CapabilityDescriptor
 from sagellm_backend.conformance.calls import (
     claims,
     compare,
@@ -29,6 +30,10 @@ def _declare(operation: Operation) -> None:
     def examined(exam: Exam) -> None:
         compare(exam, operation)
 
+    def needs(capability: CapabilityDescriptor) -> str | None:
+        declared = capability.operations.get(operation.name)
+        return None if declared else f"{operation.name} is declared in no dtype"
+
     examined.__name__ = operation.name
     examined.__doc__ = f"""``{operation.name}`` is as near to its float64 reference as it must be.
 
@@ -40,6 +45,7 @@ def _declare(operation: Operation) -> None:
             "dtype": lambda capability: capability.operations.get(operation.name, ()),
             "case": lambda _: labels(operation),
         },
+        needs=needs,
     )(examined)
 
 
