@@ -56,13 +56,18 @@ def gains(entry: Mapping[str, Any]) -> tuple[str, str]:
     return f"{figure(entry['ratio_best'])}x", f"{figure(entry['ratio_median'])}x"
 
 
-def target_words(entry: Mapping[str, Any], *, mark: bool = False) -> str:
-    """A target in words, "" without one; with a ``mark`` of what became of it in front."""
-    target = entry["target"]
-    if target is None:
-        return ""
-    verdict = {True: "met: ", False: "missed: ", None: ""}[entry["met"]] if mark else ""
-    return f"{verdict}{_target(entry, target)}"
+def target_words(entry: Mapping[str, Any]) -> str:
+    """A target in words, "" without one."""
+    return _target(entry, "at least ", "at most ")
+
+
+def verdict(entry: Mapping[str, Any]) -> str:
+    """A target and what became of it, in as few words as a table has room for."""
+    words = _target(entry, "\N{GREATER-THAN OR EQUAL TO} ", "\N{LESS-THAN OR EQUAL TO} ")
+    if not words or entry["met"] is None:
+        return words
+    got = f" ({gains(entry)[0]})" if entry["target"]["more_us"] is not None else ""
+    return f"{words} {'met' if entry['met'] else 'missed'}{got}"
 
 
 def busy_words(busy: Mapping[str, Any]) -> tuple[str, bool]:
@@ -85,9 +90,12 @@ def busy_words(busy: Mapping[str, Any]) -> tuple[str, bool]:
     return f"{text[:1].upper()}{text[1:]}.", quiet
 
 
-def _target(entry: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+def _target(entry: Mapping[str, Any], least: str, most: str) -> str:
+    target = entry["target"]
+    if target is None:
+        return ""
     if target["more_us"] is not None:
-        return f"at most {target['more_us']:+.2f} µs"
+        return f"{most}{target['more_us']:+.2f} µs"
     if "share" in entry:
-        return f"at least {100 * target['ratio']:.0f} %"
-    return f"at least {target['ratio']:g}x"
+        return f"{least}{100 * target['ratio']:.0f} %"
+    return f"{least}{target['ratio']:g}x"

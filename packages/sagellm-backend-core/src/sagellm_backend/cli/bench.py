@@ -107,21 +107,23 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """The lines of one row: ours, each alternative that was measured, and the limit."""
-    from sagellm_backend.bench.report import figures_of, gains, target_words
+    from sagellm_backend.bench.report import gains, verdict
+    from sagellm_backend.conformance.charts import figure
 
-    unit, limit = row["unit"], row["limit"]
+    def figures(side: Mapping[str, Any]) -> tuple[str, str]:
+        return f"{figure(side['best'])} {row['unit']}", figure(side["median"])
+
     if row["ours"]["absent"]:
         return
-    yield row["name"], *figures_of(row["ours"], unit), "", "", ""
+    yield row["name"], *figures(row["ours"]), "", "", ""
     for other in row["others"]:
         if other["absent"] is None:
-            ratios = (f"{other[kind]:.2f}" for kind in ("ratio_best", "ratio_median"))
-            more = other["target"] and other["target"]["more_us"] is not None
-            words = target_words(other, mark=True) + (f" ({gains(other)[0]})" if more else "")
-            yield f"  {other['name']}", *figures_of(other, unit), *ratios, words
+            ratios = (figure(other[kind]) for kind in ("ratio_best", "ratio_median"))
+            yield f"- {other['name']}", *figures(other), *ratios, verdict(other)
+    limit = row["limit"]
     if limit and limit["share"] is not None:
-        best = figures_of({"best": limit["value"], "median": limit["value"]}, unit)[0]
-        yield f"  {limit['kind']}", best, "", gains(limit)[0], "", target_words(limit, mark=True)
+        best = f"{figure(limit['value'])} {row['unit']}"
+        yield f"- {limit['kind']}", best, "", gains(limit)[0], "", verdict(limit)
 
 
 def _print_list(rows: tuple[Row, ...], *, as_json: bool) -> None:
