@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sagellm_backend import get_provider
 from sagellm_backend.bench import row as table
 from sagellm_backend.bench.busy import Busy
 from sagellm_backend.bench.limits import Limits
@@ -21,7 +22,7 @@ from sagellm_backend.bench.row import (
     Target,
     select,
 )
-from sagellm_backend.bench.run import measure
+from sagellm_backend.bench.run import Plan, measure, run
 from sagellm_backend.bench.session import Session
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import CapabilityError, InvalidArgumentError
@@ -116,6 +117,20 @@ def test_limits_are_taken_from_the_memory_that_holds_the_work():
     assert limits.copy(4e9).seconds == pytest.approx(0.8)
     assert limits.product(DType.FP32, 1e11).seconds == pytest.approx(1.0)
     assert limits.product(DType.BF16, 1e11) is None
+
+
+def test_an_interrupt_ends_the_run_with_what_is_done():
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    ran = []
+    prepares = [lambda _: Match(constant("ours", 1.0)), interrupt, lambda _: ran.append("late")]
+    plan = Plan([Row(f"row-{n}", "g", "t", GB_PER_S, each) for n, each in enumerate(prepares)])
+    plan.quick = True
+    with get_provider("reference") as provider:
+        report = run(provider, plan)
+    assert [row["name"] for row in report["rows"]] == ["row-0"]
+    assert not ran
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import distributions
@@ -47,8 +48,9 @@ def run(
 ) -> dict[str, Any]:
     """Measure every row and return the report, by the schema ``data/bench.schema.json``.
 
-    A row that cannot be run says why; no row stops the others. ``progress`` is told the number of
-    each row that is done. The provider stays the caller's.
+    A row that cannot be run says why; no row stops the others. An interrupt ends the run, and the
+    report has the rows that were done. ``progress`` is told the number of each of these. The
+    provider stays the caller's.
     """
     started = _now()
     lock, peers = QuietLock(plan.lock), Peers(plan.peers, plan.scripts)
@@ -57,10 +59,11 @@ def run(
         busy = Busy(quick=plan.quick)
         limits = Limits.measure(provider, quick=plan.quick)
         session = Session(provider, limits, peers, lock, busy, quick=plan.quick)
-        found = []
-        for number, row in enumerate(plan.rows, 1):
-            found.append(measure(row, session))
-            progress(number, found[-1])
+        found: list[Result] = []
+        with suppress(KeyboardInterrupt):
+            for number, row in enumerate(plan.rows, 1):
+                found.append(measure(row, session))
+                progress(number, found[-1])
         noise = busy.report()
     finally:
         lock.release()
