@@ -30,11 +30,14 @@ from sagellm_backend.cuda import (
     startup,
     telemetry,
 )
+from sagellm_backend.cuda import collectives as own_collectives
 from sagellm_backend.torch_support import (
     accelerator,
     arrays,
     collectives,
+    comm_groups,
     comm_local,
+    comm_waits,
     comm_work,
     communicator,
     device_kernels,
@@ -55,12 +58,13 @@ from sagellm_backend.torch_support import provider as shared_provider
 
 OURS = (
     *(attention, batches, compiled, export, flashinfer_kernels, flashinfer_plans, kv, memory),
-    *(provider, startup, telemetry),
+    *(own_collectives, provider, startup, telemetry),
 )
 SHARED = (
-    *(accelerator, arrays, collectives, comm_local, comm_work, communicator, device_kernels),
-    *(device_kv, errors, graph_pool, graphs, registration, rendezvous, step, streams),
-    *(shared_attention, shared_kernels, shared_kv, shared_memory, shared_provider),
+    *(accelerator, arrays, collectives, comm_groups, comm_local, comm_waits, comm_work),
+    *(communicator, device_kernels, device_kv, errors, graph_pool, graphs, registration),
+    *(rendezvous, step, streams, shared_attention, shared_kernels, shared_kv, shared_memory),
+    shared_provider,
 )
 
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import torch
@@ -24,12 +22,8 @@ from sagellm_backend.ascend import npu
 from sagellm_backend.collectives import ReduceOp, Work
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import InvalidArgumentError
-from sagellm_backend.torch_support.communicator import TorchCommunicator
+from sagellm_backend.torch_support.comm_waits import WaitingCommunicator
 
-WAITS = ("TORCH_HCCL_BLOCKING_WAIT", "HCCL_BLOCKING_WAIT")
-"""Either makes process groups wait on the host, and without a watchdog (torch_npu 2.13)."""
-
-_SPIN_S, _NAP_S = 2e-3, 5e-5
 _COMBINE: dict[ReduceOp, Callable[..., torch.Tensor]] = {
     ReduceOp.SUM: torch.add,
     ReduceOp.AVG: torch.add,
@@ -43,12 +37,10 @@ _COMBINE: dict[ReduceOp, Callable[..., torch.Tensor]] = {
 _REDUCED = (ReduceOp.SUM, ReduceOp.AVG, ReduceOp.PROD, ReduceOp.MAX, ReduceOp.MIN)
 
 
-class HCCLCommunicator(TorchCommunicator):
-    """A group over HCCL, connected when it is made.
+class HCCLCommunicator(WaitingCommunicator):
+    """A group over HCCL, connected when it is made."""
 
-    Collectives cannot be captured in graphs: they wait on the host.
-    """
-
+    waits = ("TORCH_HCCL_BLOCKING_WAIT", "HCCL_BLOCKING_WAIT")
     reduces: ClassVar[frozenset[DType]] = frozenset()
     """The dtypes that the chip's HCCL reduces."""
 
@@ -68,19 +60,6 @@ class HCCLCommunicator(TorchCommunicator):
         Without it HCCL's is that of the process, HCCL_EXEC_TIMEOUT, 1836 s where that is not set.
         """
         return npu.group_options({"hccl_exec_timeout": math.ceil(timeout_s) + 1})
-
-    @staticmethod
-    @contextmanager
-    def creating() -> Iterator[None]:
-        """Groups made here wait on the host, unless the environment says how they wait."""
-        if any(name in os.environ for name in WAITS):
-            yield
-            return
-        os.environ[WAITS[0]] = "1"
-        try:
-            yield
-        finally:
-            os.environ.pop(WAITS[0], None)
 
     def _all_reduce(self, array: Any, op: ReduceOp, async_op: bool) -> Any:
         if self._is_reduced(op, array.dtype):
@@ -130,29 +109,3 @@ class HCCLCommunicator(TorchCommunicator):
         one = torch.ones(1, dtype=torch.int32, device=self.device)
         call = functools.partial(dist.all_reduce, one, group=self._group)
         self._start("barrier", "", one, call, (one,), async_op=False)
-
-    def _start(
-        self,
-        operation: str,
-        detail: str,
-        array: torch.Tensor,
-        call: Callable[..., Any],
-        tensors: tuple[torch.Tensor, ...],
-        async_op: bool,
-        finish: Callable[[], object] | None = None,
-    ) -> Work:
-        work = super()._start(operation, detail, array, call, tensors, True, finish)
-        if not async_op:
-            self._await(operation, work)
-        return work
-
-    def _await(self, operation: str, work: Work) -> None:
-        """Wait by our own watch: torch_npu's looks every 10 ms."""
-        start = time.monotonic()
-        with self.errors(operation):
-            while not work.done():
-                taken = time.monotonic() - start
-                if taken >= self.timeout_s:
-                    raise RuntimeError(f"timed out on {self.device}")
-                time.sleep(_NAP_S if taken > _SPIN_S else 0)
-        work.wait()

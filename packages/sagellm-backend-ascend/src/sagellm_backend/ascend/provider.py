@@ -70,19 +70,9 @@ class AscendProvider(AcceleratorProvider):
     ) -> Communicator:
         # torch.distributed is loaded by those who use it.
         from sagellm_backend.ascend.collectives import HCCLCommunicator
-        from sagellm_backend.torch_support import collectives
 
-        reduces = {"reduces": self.family.reduces}
-        return collectives.join(
-            self.name,
-            self.comm_backend,
-            self.torch_device(self.device),
-            rank,
-            world_size,
-            init_method,
-            timeout_s,
-            type("HCCLCommunicator", (HCCLCommunicator,), reduces),
-        )
+        kind = type("HCCLCommunicator", (HCCLCommunicator,), {"reduces": self.family.reduces})
+        return self._join(rank, world_size, init_method, timeout_s, kind)
 
     def _capture(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> Graph:
         return AscendGraph(self, self._graph_pool, function, inputs)

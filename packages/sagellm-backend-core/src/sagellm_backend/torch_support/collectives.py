@@ -13,8 +13,9 @@ from sagellm_backend.checks import check_int, check_seconds
 from sagellm_backend.collectives import Communicator
 from sagellm_backend.errors import CapabilityError, ErrorCode, InvalidArgumentError
 from sagellm_backend.torch_support.comm_errors import comm_errors
+from sagellm_backend.torch_support.comm_groups import destroy, settle
 from sagellm_backend.torch_support.comm_local import LocalCommunicator
-from sagellm_backend.torch_support.communicator import TorchCommunicator, destroy, settle
+from sagellm_backend.torch_support.communicator import TorchCommunicator
 from sagellm_backend.torch_support.rendezvous import meet, resolve_launch
 
 _LONGEST_S = 10**8  # torch counts in milliseconds of limited range

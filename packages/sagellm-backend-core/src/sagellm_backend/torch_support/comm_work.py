@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -67,6 +67,12 @@ class TorchWork(Work):
         if self._finish is not None:
             self._finish()
         self._handle, self._finish, self._tensors = None, None, ()
+
+    def abandon(self) -> None:
+        """Wait as the library does, whose timeout has come, so that it ends what is under way."""
+        if self._handle is not None:
+            with suppress(RuntimeError):  # which says no more than is known
+                self._handle.wait()
 
     def _poll(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

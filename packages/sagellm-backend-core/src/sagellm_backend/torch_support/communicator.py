@@ -21,6 +21,7 @@ from sagellm_backend.errors import (
     UnavailableError,
 )
 from sagellm_backend.torch_support.comm_errors import comm_errors
+from sagellm_backend.torch_support.comm_groups import destroy, settle
 from sagellm_backend.torch_support.comm_local import (
     BITWISE,
     LocalCommunicator,
@@ -277,29 +278,6 @@ class TorchCommunicator(TorchArrayCommunicator):
             )
 
 
-def settle(group: Any) -> None:
-    """Wait until every rank has connected to every other.
-
-    Gloo connects when a group is made: a rank that closes it at once, or ends the server of
-    addresses, would fail the ranks that are still connecting. Other libraries connect later.
-    """
-    if dist.get_backend(group) == "gloo":
-        dist.barrier(group=group)
-
-
-def destroy(group: Any) -> None:
-    """Destroy a process group that may be gone already. Whatever is raised, torch has it no more."""
-    # Whoever owns the default group may have destroyed everything before us.
-    if not dist.is_initialized():
-        return
-    try:
-        dist.destroy_process_group(group)
-    except RuntimeError:
-        # Work that failed on the device is told again here, and torch would keep the group.
-        dist.distributed_c10d._abort_process_group(group)  # noqa: SLF001 - newer than 2.4
-        raise
-
-
 def _bytes(array: torch.Tensor) -> torch.Tensor:
     return array.detach().reshape(-1).view(torch.uint8)
 
@@ -308,4 +286,4 @@ def _divide(array: torch.Tensor, world_size: int) -> None:
     array.detach().div_(world_size)
 
 
-__all__ = ["CHECK_VARIABLE", "TorchCommunicator", "destroy", "settle"]
+__all__ = ["CHECK_VARIABLE", "TorchCommunicator"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy.typing as npt
 import torch
@@ -19,6 +19,9 @@ from sagellm_backend.torch_support.arrays import TORCH_DTYPES, as_tensor, to_num
 from sagellm_backend.torch_support.engine import EngineMethods
 from sagellm_backend.torch_support.errors import check
 from sagellm_backend.torch_support.kv import TorchKVCopyPlan, TorchKVPool
+
+if TYPE_CHECKING:  # torch.distributed is loaded by those who use it
+    from sagellm_backend.torch_support.communicator import TorchCommunicator
 
 
 class TorchProvider(EngineMethods):
@@ -97,7 +100,16 @@ class TorchProvider(EngineMethods):
     def _communicator(
         self, rank: int | None, world_size: int | None, init_method: str | None, timeout_s: float
     ) -> Communicator:
-        # torch.distributed is loaded by those who use it.
+        return self._join(rank, world_size, init_method, timeout_s)
+
+    def _join(
+        self,
+        rank: int | None,
+        world_size: int | None,
+        init_method: str | None,
+        timeout_s: float,
+        kind: type[TorchCommunicator] | None = None,
+    ) -> Communicator:
         from sagellm_backend.torch_support import collectives
 
         return collectives.join(
@@ -108,6 +120,7 @@ class TorchProvider(EngineMethods):
             world_size,
             init_method,
             timeout_s,
+            kind or collectives.TorchCommunicator,
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from sagellm_backend.capability import CapabilityDescriptor, Feature
+from sagellm_backend.collectives import Communicator
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.cuda import (
     asked,
@@ -60,6 +61,14 @@ class CUDAProvider(AcceleratorProvider):
         startup.begin(self.module, self.build, self.name)
         super().__init__(parsed)
         startup.occupy(self.module, self.device, self.build, self.name)
+
+    def _communicator(
+        self, rank: int | None, world_size: int | None, init_method: str | None, timeout_s: float
+    ) -> Communicator:
+        # torch.distributed is loaded by those who use it.
+        from sagellm_backend.cuda.collectives import NCCLCommunicator
+
+        return self._join(rank, world_size, init_method, timeout_s, NCCLCommunicator)
 
     def telemetry(self, device: str | None = None) -> Telemetry:
         """What a device measures of itself; see :func:`.telemetry.read`. The default one if None."""
