@@ -20,6 +20,7 @@ from sagellm_backend.cpu.compiled.vectors import (
     maximum,
     minus,
     over,
+    place_of,
     plus,
     splat,
     store,
@@ -107,7 +108,7 @@ def row_at(words: int, task: int, head: int, row: int, share: int) -> tuple[int,
 
 def begin_of(dtype: str) -> Callable[..., Any]:
     """Queries to fp32, and nothing added up."""
-    fetch = STORAGES[dtype].load
+    fetch, place = STORAGES[dtype].load, place_of(dtype)
 
     @jit
     def begin(words: int, task: int, state: int, head: int, rows: int, share: int) -> None:
@@ -122,7 +123,7 @@ def begin_of(dtype: str) -> Callable[..., Any]:
                 source = token * word(words, w.Q_TOKEN) + column * word(words, w.Q_HEAD)
                 for number in range(dim):
                     value = fetch(word(words, w.Q), source + number)
-                    put(state + ((stride + OUTPUT) >> 1), number, value)
+                    put(state + ((stride + OUTPUT) >> 1), place(number, dim), value)
             state += stride
 
     return begin
@@ -130,7 +131,7 @@ def begin_of(dtype: str) -> Callable[..., Any]:
 
 def finish_of(dtype: str) -> Callable[..., Any]:
     """Outputs over their sums, rounded once."""
-    keep = STORAGES[dtype].store
+    keep, place = STORAGES[dtype].store, place_of(dtype)
 
     @jit
     def finish(words: int, task: int, state: int, head: int, rows: int, share: int) -> None:
@@ -140,7 +141,8 @@ def finish_of(dtype: str) -> Callable[..., Any]:
             target = (token * word(words, w.HEADS) + column) * dim
             divisor = total(load(state + SUM))
             for number in range(dim):
-                keep(word(words, w.OUT), target + number, get(state + OUTPUT, number) / divisor)
+                value = get(state + OUTPUT, place(number, dim))
+                keep(word(words, w.OUT), target + number, value / divisor)
             state += state_bytes(words)
 
     return finish

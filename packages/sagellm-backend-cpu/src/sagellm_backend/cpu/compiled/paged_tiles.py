@@ -21,6 +21,7 @@ from numba.core import cgutils
 from sagellm_backend.cpu.compiled.paged_words import KEYS, LINE
 from sagellm_backend.cpu.compiled.storage import STORAGES
 from sagellm_backend.cpu.compiled.vectors import (
+    BYTES,
     FLOATS,
     LANES,
     address_of,
@@ -30,7 +31,7 @@ from sagellm_backend.cpu.compiled.vectors import (
     operation,
     prefetch_line,
     read,
-    read_stored,
+    read_parts,
     spread,
     sums,
     write,
@@ -64,30 +65,29 @@ def scores_of(dtype: str, rows: int) -> Callable[..., Any]:
         scores: Any,
     ) -> None:
         totals = [cgutils.alloca_once(builder, FLOATS) for _ in range(LANES)]
-        whole = builder.and_(dim, _I64(-LANES))
 
-        def add(at: Any, places: list[Any], mask: Any) -> None:
-            shift = builder.mul(at, _I64(nbytes))
+        def add(at: Any, parts: int, mask: Any) -> None:
+            places = _listed(
+                builder, keys, first, builder.add(offset, _times(builder, at, nbytes)), width
+            )
+            step = builder.add(q, _times(builder, at, 4))
             queries = [
-                read(builder, builder.add(place, builder.mul(at, _I64(4))))
-                for place in _rows(builder, q, stride, rows)
+                [read(builder, builder.add(row, _I64(part * BYTES))) for part in range(parts)]
+                for row in _rows(builder, step, stride, rows)
             ]
             for number, place in enumerate(places):
-                key = read_stored(builder, dtype, builder.add(place, shift), mask)
+                key = read_parts(builder, dtype, place, parts, mask)
                 for row, query in enumerate(queries):
-                    _more(builder, totals[row * width + number], query, key)
+                    for x, y in zip(query, key, strict=True):
+                        _more(builder, totals[row * width + number], x, y)
 
         with _steps(builder, count, width) as first:
             for place in _listed(builder, ahead, first, offset, width):
                 with _steps(builder, builder.mul(dim, _I64(nbytes)), LINE) as line:
                     prefetch_line(builder, builder.add(place, line))
-            places = _listed(builder, keys, first, offset, width)
             for each in totals:
                 builder.store(constant(0.0), each)
-            with _steps(builder, whole, LANES) as at:
-                add(at, places, None)
-            with builder.if_then(builder.icmp_signed("<", whole, dim)):
-                add(whole, places, first_lanes(builder, builder.sub(dim, whole)))
+            _columns(builder, dim, 4 if rows < 4 else 2, add)
             found = sums(builder, [builder.load(each) for each in totals])
             target = builder.add(scores, builder.mul(first, _I64(4)))
             for row in range(rows):
@@ -105,7 +105,7 @@ def outputs_of(dtype: str, rows: int) -> Callable[..., Any]:
     Scales each row of outputs by its factor, and adds the values by the weights of the row. The
     lists are like those of the keys; nothing behind ``count`` is read.
     """
-    columns, nbytes = max(1, min(4, LANES // rows)), STORAGES[dtype].nbytes
+    nbytes = STORAGES[dtype].nbytes
 
     @operation(types.void, *[_ADDRESS] * 9)
     def outputs(
@@ -123,45 +123,46 @@ def outputs_of(dtype: str, rows: int) -> Callable[..., Any]:
         factor = [_number(builder, builder.add(factors, _I64(4 * row))) for row in range(rows)]
         scales = [spread(builder, each) for each in factor]
 
-        def columns_at(at: Any, wide: int, mask: Any) -> None:
-            totals = [cgutils.alloca_once(builder, FLOATS) for _ in range(rows * wide)]
-            shift = builder.add(offset, builder.mul(at, _I64(nbytes)))
+        def add(at: Any, parts: int, mask: Any) -> None:
+            totals = [cgutils.alloca_once(builder, FLOATS) for _ in range(rows * parts)]
+            shift = builder.add(offset, _times(builder, at, nbytes))
             places = [
-                builder.add(row, builder.mul(builder.add(at, _I64(column * LANES)), _I64(4)))
-                for row in _rows(builder, o, stride, rows)
-                for column in range(wide)
+                builder.add(row, _I64(part * BYTES))
+                for row in _rows(builder, builder.add(o, _times(builder, at, 4)), stride, rows)
+                for part in range(parts)
             ]
             for index, (place, each) in enumerate(zip(places, totals, strict=True)):
-                before = builder.fmul(read(builder, place), scales[index // wide])
+                before = builder.fmul(read(builder, place), scales[index // parts])
                 builder.store(before, each)
             with _steps(builder, count, 1) as key:
                 (soon,) = _listed(builder, ahead, key, shift, 1)
-                for line in range(0, wide * LANES * nbytes, LINE):
+                for line in range(0, parts * LANES * nbytes, LINE):
                     prefetch_line(builder, builder.add(soon, _I64(line)))
-                (value,) = _listed(builder, values, key, shift, 1)
-                parts = [
-                    read_stored(builder, dtype, builder.add(value, _I64(part)), mask)
-                    for part in range(0, wide * LANES * nbytes, LANES * nbytes)
-                ]
-                weight = builder.add(weights, builder.mul(key, _I64(4)))
+                (place,) = _listed(builder, values, key, shift, 1)
+                value = read_parts(builder, dtype, place, parts, mask)
+                weight = builder.add(weights, _times(builder, key, 4))
                 for row in range(rows):
                     mine = _number(builder, builder.add(weight, _I64(row * SCORES)))
-                    for column, part in enumerate(parts):
-                        _more(builder, totals[row * wide + column], spread(builder, mine), part)
+                    for part, each in enumerate(value):
+                        _more(builder, totals[row * parts + part], spread(builder, mine), each)
             for place, each in zip(places, totals, strict=True):
                 write(builder, place, builder.load(each))
 
-        wide = builder.and_(dim, _I64(-columns * LANES))
-        with _steps(builder, wide, columns * LANES) as at:
-            columns_at(at, columns, None)
-        # Not read in one go with the masked rest: masked loads of half types cost more.
-        whole = builder.and_(dim, _I64(-LANES))
-        with _steps(builder, whole, LANES, wide) as at:
-            columns_at(at, 1, None)
-        with builder.if_then(builder.icmp_signed("<", whole, dim)):
-            columns_at(whole, 1, first_lanes(builder, builder.sub(dim, whole)))
+        _columns(builder, dim, 4 if rows < 8 else 2, add)
 
     return outputs
+
+
+def _columns(builder: Any, dim: Any, most: int, add: Callable[..., None]) -> None:
+    """``add(at, parts, mask)`` for the columns of a row: several vectors, pairs, and what is left."""
+    start = _I64(0)
+    for parts in (4, 2)[most == 2 :]:
+        stop = builder.and_(dim, _I64(-parts * LANES))
+        with _steps(builder, stop, parts * LANES, start) as at:
+            add(at, parts, None)
+        start = stop
+    with _steps(builder, dim, LANES, start) as at:
+        add(at, 1, first_lanes(builder, builder.sub(dim, at)))
 
 
 @contextmanager
@@ -176,17 +177,22 @@ def _rows(builder: Any, address: Any, stride: Any, rows: int) -> list[Any]:
     return [builder.add(address, builder.mul(stride, _I64(row))) for row in range(rows)]
 
 
+def _times(builder: Any, index: Any, nbytes: int) -> Any:
+    return builder.mul(index, _I64(nbytes))
+
+
 def _number(builder: Any, address: Any) -> Any:
     return builder.load(address_of(builder, address, _FLOAT), align=4)
 
 
 def _listed(builder: Any, addresses: Any, first: Any, offset: Any, count: int) -> list[Any]:
     """Some of a list of addresses, with the offset."""
-    place = builder.add(addresses, builder.mul(first, _I64(8)))
-    found = [
-        builder.load(address_of(builder, builder.add(place, _I64(8 * number)), _I64), align=8)
-        for number in range(count)
-    ]
+    place = builder.add(addresses, _times(builder, first, 8))
+    found = []
+    for number in range(count):
+        pointer = address_of(builder, builder.add(place, _I64(8 * number)), _I64)
+        # Atomic only so that LLVM reads it where it is used: it would keep all of them, and spill.
+        found.append(builder.load_atomic(pointer, "monotonic", 8))
     return [builder.add(each, offset) for each in found]
 
 

@@ -29,7 +29,6 @@ BYTES = 4 * LANES
 FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_I32, LANES)
 _EXACT = ("nsz",)  # any flag of its own keeps Numba from letting LLVM reorder an instruction
 _ROUND = 1.5 * 2**23
-_SUFFIX = {"fp32": "f32", "fp16": "f16", "bf16": "i16"}
 _EXP2 = [math.log(2) ** power / math.factorial(power) for power in range(8)]
 
 
@@ -109,25 +108,52 @@ def write(builder: Any, address: Any, value: Any) -> None:
     builder.store(value, address_of(builder, address, value.type), align=4)
 
 
-def read_stored(builder: Any, dtype: str, address: Any, mask: Any = None) -> Any:
-    """LANES numbers of a dtype as fp32; with a mask, zeros where that is false, and not read."""
+def read_parts(builder: Any, dtype: str, address: Any, parts: int, mask: Any = None) -> list[Any]:
+    """Vectors of numbers of a dtype, as fp32: several, or one with a mask.
+
+    What the mask hides is zero, and is not read. Pairs of bf16 come as :func:`place` says: numbers
+    lie two in a word there, and two vectors of them are got by one instruction each.
+    """
+    if dtype == "bf16" and parts > 1:
+        high, found = _whole(-(1 << 16)), []
+        for part in range(0, parts, 2):
+            words = _load(builder, builder.add(address, ir.IntType(64)(part * LANES * 2)), _I32)
+            both = builder.shl(words, _whole(16)), builder.and_(words, high)
+            found += [builder.bitcast(each, FLOATS) for each in both]
+        return found
     element = {"fp32": _FLOAT, "fp16": ir.HalfType(), "bf16": _I16}[dtype]
-    kind = ir.VectorType(element, LANES)
-    pointer = address_of(builder, address, kind)
-    align = 4 if dtype == "fp32" else 2
+    step = LANES * (4 if dtype == "fp32" else 2)
     if mask is None:
-        value = builder.load(pointer, align=align)
+        stored = [
+            _load(builder, builder.add(address, ir.IntType(64)(part * step)), element)
+            for part in range(parts)
+        ]
     else:
-        name = f"llvm.masked.load.v{LANES}{_SUFFIX[dtype]}.p0"
-        signature = ir.FunctionType(kind, [pointer.type, _I32, mask.type, kind])
-        function = builder.module.globals.get(name) or ir.Function(builder.module, signature, name)
-        value = builder.call(function, [pointer, _I32(align), mask, ir.Constant(kind, None)])
-    if dtype == "fp32":
+        stored = [_load_masked(builder, address, element, mask)]
+    return [_widened(builder, each) for each in stored]
+
+
+def _load(builder: Any, address: Any, element: Any) -> Any:
+    align = 2 if element in (ir.HalfType(), _I16) else 4
+    return builder.load(address_of(builder, address, ir.VectorType(element, LANES)), align=align)
+
+
+def _load_masked(builder: Any, address: Any, element: Any, mask: Any) -> Any:
+    kind = ir.VectorType(element, LANES)
+    name, align = {_FLOAT: ("f32", 4), ir.HalfType(): ("f16", 2), _I16: ("i16", 2)}[element]
+    pointer = address_of(builder, address, kind)
+    full = f"llvm.masked.load.v{LANES}{name}.p0"
+    signature = ir.FunctionType(kind, [pointer.type, _I32, mask.type, kind])
+    function = builder.module.globals.get(full) or ir.Function(builder.module, signature, full)
+    return builder.call(function, [pointer, _I32(align), mask, ir.Constant(kind, None)])
+
+
+def _widened(builder: Any, value: Any) -> Any:
+    if value.type.element == _FLOAT:
         return value
-    if dtype == "fp16":
+    if value.type.element == ir.HalfType():
         return builder.fpext(value, FLOATS)
-    bits = builder.shl(builder.zext(value, _INTS), _whole(16))
-    return builder.bitcast(bits, FLOATS)
+    return builder.bitcast(builder.shl(builder.zext(value, _INTS), _whole(16)), FLOATS)
 
 
 def prefetch_line(builder: Any, address: Any) -> None:
@@ -169,6 +195,19 @@ def sums(builder: Any, vectors: list[Any]) -> Any:
         ]
         span //= 2
     return level[0]
+
+
+def place_of(dtype: str) -> Callable[..., Any]:
+    """Where a number of a row stands among those that :func:`read_parts` reads of it."""
+
+    @jit
+    def place(number: int, dim: int) -> int:
+        block = number & (-2 * LANES)
+        if dtype != "bf16" or block + 2 * LANES > dim:
+            return number
+        return block + (number & 1) * LANES + ((number - block) >> 1)
+
+    return place
 
 
 @operation(VECTOR, types.float32)
