@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 
 import pytest
@@ -76,6 +77,14 @@ def test_a_peer_that_fails_is_absent_with_its_last_words(peers, text, words):
     side = peers(text).side("other", "Other", "peer.py", {})
     assert isinstance(side, Absent)
     assert words in side.reason
+
+
+def test_the_versions_of_a_peer_are_asked_of_its_python():
+    peers = Peers({"here": sys.executable, "gone": "/no/such/python"}, None)
+    found = peers.versions()
+    assert found["here"]["Python"] == platform.python_version()
+    assert found["here"]["sagellm-backend-core"]
+    assert found["gone"] == {}
 
 
 def test_a_peer_that_does_not_answer_is_ended(folder):

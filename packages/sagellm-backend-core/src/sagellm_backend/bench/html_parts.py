@@ -123,6 +123,7 @@ def environment(report: Mapping[str, Any]) -> str:
         ("Platform", machine["platform"]),
         ("Python", machine["python"]),
         *machine["versions"].items(),
+        *((f"Peer {name}", _list(found)) for name, found in report["peers"].items()),
         ("Started, finished", f"{report['started']}, {report['finished']}"),
     ]
     rows = "".join(
@@ -130,6 +131,10 @@ def environment(report: Mapping[str, Any]) -> str:
         for name, value in pairs
     )
     return f"<table><tbody>{rows}</tbody></table>"
+
+
+def _list(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"
 
 
 def _group(name: str, rows: Sequence[Mapping[str, Any]]) -> str:

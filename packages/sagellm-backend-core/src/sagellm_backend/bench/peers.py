@@ -21,6 +21,16 @@ from typing import IO, Any
 from sagellm_backend.bench.row import Absent, Side
 from sagellm_backend.errors import InvalidArgumentError, UnavailableError
 
+_VERSIONS = """
+import importlib.metadata, json, platform
+found = {"Python": platform.python_version()}
+for item in importlib.metadata.distributions():
+    name = (item.metadata["Name"] or "").lower()
+    if name in ("torch", "transformers") or name.startswith(("vllm", "isagellm", "sagellm-backend")):
+        found[name] = item.version
+print(json.dumps(found))
+"""
+
 ANSWER_S = 300.0
 """How long a peer may take for one answer."""
 
@@ -144,6 +154,10 @@ class Peers:
         """Whether there is a process for this already."""
         return (peer, script, key) in self._workers
 
+    def versions(self) -> dict[str, dict[str, str]]:
+        """What is installed in each Python, of what a benchmark may depend on."""
+        return {name: _versions(python) for name, python in self.pythons.items()}
+
     def close(self) -> None:
         """End all workers."""
         for place in list(self._workers):
@@ -158,3 +172,14 @@ class Peers:
 def _seconds(worker: Worker, budget: float) -> list[float]:
     found: list[float] = worker.ask({"do": "go", "budget": budget})["seconds"]
     return found
+
+
+def _versions(python: str) -> dict[str, str]:
+    try:
+        done = subprocess.run(  # noqa: S603 - the user names the Python
+            [python, "-c", _VERSIONS], check=True, capture_output=True, timeout=60
+        )
+        found: dict[str, str] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}
+    return dict(sorted(found.items()))

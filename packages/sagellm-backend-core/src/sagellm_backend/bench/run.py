@@ -55,6 +55,7 @@ def run(
     started = _now()
     lock, peers = QuietLock(plan.lock), Peers(plan.peers, plan.scripts)
     try:
+        versions = peers.versions()
         lock.take()
         busy = Busy(quick=plan.quick)
         limits = Limits.measure(provider, quick=plan.quick)
@@ -75,6 +76,7 @@ def run(
         "command": plan.command,
         "quick": plan.quick,
         "machine": machine(provider),
+        "peers": versions,
         "busy": noise,
         "limits": limits.to_dict(),
         "rows": [result.to_dict() for result in found],
