@@ -104,9 +104,10 @@ def _runs(session: Session, streams: int, dtype: DType) -> Match:
         "prompts": prompts()[:streams],
         "new": new,
     }
+    key = dtype.value
     others = [
-        session.peer("vllm", VLLM, "vllm_generate.py", config, dtype.value),
-        session.peer("transformers", TRANSFORMERS, "transformers_generate.py", config, dtype.value),
+        session.peer("vllm", VLLM, "vllm_generate.py", config, key, slow=True),
+        session.peer("transformers", TRANSFORMERS, "transformers_generate.py", config, key),
     ]
     ours = Ours(session, dtype)
     side = Side("ours", lambda _: [sum(ours.steps(streams, new))])

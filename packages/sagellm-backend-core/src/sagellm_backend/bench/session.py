@@ -51,10 +51,20 @@ class Session:
         return Side(name, repeated(call, self.provider.synchronize))
 
     def peer(
-        self, peer: str, name: str, script: str, config: Mapping[str, Any], key: str = ""
+        self,
+        peer: str,
+        name: str,
+        script: str,
+        config: Mapping[str, Any],
+        key: str = "",
+        *,
+        slow: bool = False,
     ) -> Side | Absent:
-        """A side in another process, see :meth:`Peers.side`; the lock is let go while that starts."""
-        if peer in self.peers.pythons and not self.peers.running(peer, script, key):
+        """A side in another process, see :meth:`Peers.side`.
+
+        The lock is let go for one that is ``slow`` to start: for a minute or more.
+        """
+        if slow and peer in self.peers.pythons and not self.peers.running(peer, script, key):
             self.lock.release()
         return self.peers.side(peer, name, script, config, key)
 
