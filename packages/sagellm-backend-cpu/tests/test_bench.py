@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +43,16 @@ def test_torch_stands_beside_all_but_the_bookkeeping(report):
 def test_limits_were_measured_in_all_dtypes(report):
     assert set(report["limits"]["gemm"]) == {"fp32", "bf16", "fp16"}
     assert all(value > 0 for value in report["limits"]["memory"][0].values())
+
+
+def test_the_rows_of_the_repository_are_added():
+    folder = Path(__file__).resolve().parents[3] / "benchmarks"
+    command = [sys.executable, "-m", "sagellm_backend.cli", "bench", "--list", "--json"]
+    done = subprocess.run(
+        [*command, "--also", str(folder)], check=True, capture_output=True, text=True
+    )
+    found = {row["name"]: row["group"] for row in json.loads(done.stdout)}
+    assert found["token-int8"] == "whole model"
+    assert found["engine-prefill-128"] == "published engine"
+    assert found["compile-block_copy-bytes"] == "compiled kernels"
+    assert {row.name for row in declared()} < set(found)
