@@ -9,27 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sagellm_backend.cpu.compiled.storage import next_chunk, word
-
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
-_BYTE, _LINE = ir.IntType(8), ir.VectorType(_I64, 8)
-
-
-def _move(unit: ir.Type, nbytes: int, *, past_caches: bool = False) -> Callable[..., Any]:
-    """``move(target, source)`` of one unit. Only a move past the caches asks for its alignment."""
-
-    @intrinsic
-    def move(context: Any, target: Any, source: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            to, origin = (builder.inttoptr(address, unit.as_pointer()) for address in args)
-            align = nbytes if past_caches else 1
-            store = builder.store(builder.load(origin, align=1), to, align=align)
-            if past_caches:
-                store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
-
-        return types.void(types.int64, types.int64), generate
-
-    return move
+from sagellm_backend.cpu.compiled.storage import mover, next_chunk, word
 
 
 @intrinsic
@@ -53,8 +33,8 @@ def build(dtype: str) -> Callable[..., Any]:
     overlap.
     """
     del dtype
-    move_byte, move_line = _move(_BYTE, 1), _move(_LINE, 64)
-    move_line_past = _move(_LINE, 64, past_caches=True)
+    move_byte, move_line = mover(1), mover(64)
+    move_line_past = mover(64, past_caches=True)
 
     def block_copy(words: int) -> None:
         source, target = word(words, 1), word(words, 2)

@@ -84,6 +84,24 @@ STORAGES = {
 """By the name of the dtype."""
 
 
+def mover(nbytes: int, *, past_caches: bool = False) -> Callable[..., Any]:
+    """``move(target, source)`` of so many bytes. One past the caches asks for their alignment."""
+    unit = ir.VectorType(_I8, nbytes)
+
+    @intrinsic
+    def move(context: Any, target: Any, source: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            to, origin = (builder.inttoptr(address, unit.as_pointer()) for address in args)
+            align = nbytes if past_caches else 1
+            store = builder.store(builder.load(origin, align=1), to, align=align)
+            if past_caches:
+                store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
+
+        return types.void(types.int64, types.int64), generate
+
+    return move
+
+
 @intrinsic
 def word(context: Any, words: Any, index: Any) -> Any:
     """The int64 at an index of the array of arguments."""
