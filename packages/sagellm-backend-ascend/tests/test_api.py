@@ -16,7 +16,7 @@ from sagellm_backend.ascend import startup
 API = Path(__file__).parent / "l0" / "npu_l0" / "api.txt"
 SOURCES = (Path(startup.__file__).parent, Path(torch_support.__file__).parent)
 CALLED = re.compile(r"(?:self\.)?_?module\.(\w+)|(?:torch\.)?npu\.(\w+)")
-OURS = {"allow_nz"}  # what npu.py has beside
+OURS = {"allow_nz", "group_options"}  # what npu.py has beside
 
 
 def signature(text):
