@@ -205,7 +205,8 @@ def ascend_sim(session: nox.Session) -> None:
     for chip, out in reports.items():
         environ = {**env, "ASCEND_SIM_SOC": chip}
         session.run("sagellm-backend", "conformance", *run, "--out", out, env=environ)
-    session.run("pytest", f"{tests}/l1", f"{tests}/test_snapshot.py", *session.posargs, env=env)
+    files = [f"{tests}/{name}" for name in ("l1", "test_api.py", "test_snapshot.py")]
+    session.run("pytest", *files, *session.posargs, env=env)
 
 
 @nox.session(name="kunlun-sim", python="3.11")
