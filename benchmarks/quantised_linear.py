@@ -20,7 +20,7 @@ from torch.nn import functional
 from sagellm_backend.cpu import quantised
 from sagellm_backend.torch_support import quantised as floating
 
-GROUP = 128
+GROUP = 64
 _aten: Any = torch.ops.aten
 
 

@@ -24,7 +24,7 @@ MAX_ROWS = {torch.float32: 128, torch.float16: 64, torch.bfloat16: 64}
 """By dtype, the most rows with which the compiled kernel was measured to be faster."""
 
 _KERNELS = {"int8": Kernel("int_linear", "int8"), "int4": Kernel("int_linear", "int4")}
-_CHUNK = 1 << 16
+_CHUNKS = (1 << 14, 1 << 17)
 _PART = 1 << 20
 _GROUP = 32
 _EIGHT = torch.tensor([8], dtype=torch.int8)
@@ -122,7 +122,8 @@ def _run(
     except RuntimeError:
         return None  # a tensor of torch.func, which has no memory of its own
     rows, groups = wide.numel() // inputs, scale.numel() // outputs
-    size = max(8, _CHUNK // nbytes // 8 * 8)
+    share = weight.numel() // (3 * torch.get_num_threads())
+    size = max(8, min(max(share, _CHUNKS[0]), _CHUNKS[1]) // nbytes // 8 * 8)
     words = _Words(0, *addresses, inputs, outputs, rows, groups, size, zero is not None)
     team.run(function, words, -(-outputs // size))
     return y if x.dtype is _FP32 else y.to(x.dtype)

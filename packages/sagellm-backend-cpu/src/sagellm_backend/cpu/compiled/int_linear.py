@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic
 
-from sagellm_backend.cpu.compiled.storage import next_chunk, prefetch, word
+from sagellm_backend.cpu.compiled.storage import next_chunk, word
 
 cgutils: Any = _cgutils  # which says nothing of its types
 
@@ -23,6 +23,7 @@ LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 """fp32 numbers in a vector. Groups of int4 are multiples of twice as many."""
 
 _LINE = 64
+_WIDE = 2048  # inputs from which eight rows of a weight were slower to read at a time than four
 _I8, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS = ir.VectorType(_FLOAT, LANES)
 _BYTES, _INTS = ir.VectorType(_I8, LANES), ir.VectorType(_I32, LANES)
@@ -76,6 +77,17 @@ class _Tile:
         start = self.builder.mul(self.inputs, _I64(row))
         return self.read(self.x, _FLOATS, self.builder.add(start, index), mask)
 
+    def fetch(self, index: Any, nbytes: Any) -> None:
+        """Ask for what the next tile reads where this one reads ``index``: a burst would stall."""
+        builder, pointer = self.builder, _I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        place = builder.mul(builder.add(nbytes, index), _I64(self.outputs))
+        place = builder.add(self.weight, place)
+        for line in range(max(1, self.outputs * LANES // _LINE)):
+            address = builder.inttoptr(builder.add(place, _I64(line * _LINE)), pointer)
+            builder.call(call, [address, _I32(0), _I32(2), _I32(1)])
+
     def add(self, sums: Any, cell: tuple[int, int], a: Any, b: Any) -> None:
         """Add ``a * b`` to the sum of a cell."""
         builder = self.builder
@@ -96,6 +108,7 @@ class _Tile:
 
     def _int8_step(self, index: Any, mask: Any = None) -> None:
         builder = self.builder
+        self.fetch(index, self.inputs)
         x = [self.x_at(row, index, mask) for row in range(self.rows)]
         for output in range(self.outputs):
             start = builder.mul(self.inputs, _I64(output))
@@ -134,6 +147,7 @@ class _Tile:
 
     def _int4_step(self, parts: Any, points: list[Any], index: Any, half: Any) -> None:
         builder = self.builder
+        self.fetch(index, half)
         even = [self.x_at(row, index) for row in range(self.rows)]
         odd = [self.x_at(row, builder.add(half, index)) for row in range(self.rows)]
         for output, point in enumerate(points):
@@ -256,12 +270,10 @@ def build(dtype: str) -> Callable[..., Any]:
                 s, z = scale + 4 * output * groups, zero + output * groups * step
                 b = bias + 4 * output if bias else 0
                 wide = 1
-                if output + 8 <= last and rows == 1:
+                if rows == 1 and inputs < _WIDE and output + 8 <= last:
                     wide = 8
                 elif output + 4 <= last:
                     wide = 4
-                for ahead in range(wide * nbytes, 2 * wide * nbytes, _LINE):
-                    prefetch(w + ahead)
                 row = 0
                 while row < rows:
                     p, q = x + 4 * row * inputs, y + 4 * (row * outputs + output)
