@@ -89,7 +89,7 @@ class KVCopyPlan(ABC):
                 sources=sources.size,
                 targets=targets.size,
             )
-        if self.source is self.target and np.intersect1d(sources, targets).size:
+        if self.source is self.target and _meet(sources, targets, self.source.num_blocks):
             raise InvalidArgumentError("A block is both source and target of one copy.")
         if stream is not None:
             owner = check_type("stream", stream, Stream).owner
@@ -101,3 +101,9 @@ class KVCopyPlan(ABC):
 
     @abstractmethod
     def _copy(self, sources: Ids, targets: Ids, stream: Stream | None) -> Transfer: ...
+
+
+def _meet(sources: Ids, targets: Ids, num_blocks: int) -> bool:
+    read = np.zeros(num_blocks, np.bool_)
+    read[sources] = True
+    return bool(read[targets].any())
