@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +19,12 @@ from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
 from sagellm_backend.torch_support import attention as plain
 
-_KERNELS = {
+KERNELS = {
     torch.float32: Kernel("paged_attention", "fp32"),
     torch.float16: Kernel("paged_attention", "fp16"),
     torch.bfloat16: Kernel("paged_attention", "bf16"),
 }
-_PLAN = "cpu.paged_plan"
+PLAN = "cpu.paged_plan"
 _MOST_TASKS, _LEAST_KEYS = 256, 256
 _MOST_ROWS = 16
 _SPAN_BYTES = 4096
@@ -36,6 +37,9 @@ class Plan(NamedTuple):
     """The work of a step, cut into tasks; the same for all of its layers."""
 
     tasks: np.ndarray[Any, Any]
+    table: np.ndarray[Any, Any]
+    addresses: tuple[int, int]
+    size: int
     queries: int
     slots: int
 
@@ -61,27 +65,30 @@ def attention(
     if metadata.block_table is None or not _fits(q, k, v):
         return plain.attention(q, k, v, metadata, **options)
     plain.check(q, k, v, metadata, **options)
-    function = _KERNELS[q.dtype].function()
+    function = KERNELS[q.dtype].function()
     if function is None:
         return plain.attention(q, k, v, metadata, **options)
     share = q.shape[1] // k.shape[2]
     plan = _plan(metadata, max(1, _MOST_ROWS // share), causal, window)
-    return _run(function, q, k, v, metadata, plan, scale, causal, window, softcap)
+    return _run(function, q, k, v, plan, scale, causal, window, softcap)
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    for item in (q, k, v):
-        if type(item) not in _PLAIN or not item.is_cpu or item.layout is not torch.strided:
-            return False
-        if item.dtype not in _KERNELS or item.dim() < 3 or item.stride(-1) != 1:
-            return False
-        if item.requires_grad and torch.is_grad_enabled():
-            return False
-    return True
+    if not (type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN):
+        return False
+    if not (q.is_cpu and k.is_cpu and v.is_cpu) or q.dtype not in KERNELS:
+        return False
+    if not (q.dim() == 3 and k.dim() == v.dim() == 4):
+        return False
+    if not q.stride(2) == k.stride(3) == v.stride(3) == 1:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not (q.requires_grad or k.requires_grad or v.requires_grad)
 
 
 def _plan(metadata: AttentionMetadata, queries: int, causal: bool, window: int | None) -> Plan:
-    key = (_PLAN, queries, causal, window)
+    key = (PLAN, queries, causal, window)
     plan: Plan | None = metadata.native.get(key)
     if plan is None:
         plan = metadata.native[key] = _make_plan(metadata, queries, causal, window)
@@ -112,7 +119,10 @@ def _make_plan(metadata: AttentionMetadata, most: int, causal: bool, window: int
     tasks[:, w.SLOT] = slot[:-1][tile]
     tasks[:, w.SPLIT] = split
     tasks[:, w.SPLITS] = splits[tile]
-    return Plan(tasks, int(queries.max()), int(slot[-1]))
+    assert metadata.block_table is not None
+    table = np.ascontiguousarray(metadata.block_table)
+    addresses = tasks.ctypes.data, table.ctypes.data
+    return Plan(tasks, table, addresses, len(tasks), int(queries.max()), int(slot[-1]))
 
 
 def _counted(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -128,8 +138,12 @@ def _rows(count: int) -> int:
     return count - rest + (0, 1, 2, 4, 4, 8, 8, 8)[rest]
 
 
-def _bits(number: float) -> int:
-    return int.from_bytes(struct.pack("<f", number), "little")
+@lru_cache(64)
+def _factors(scale: float, softcap: float | None) -> tuple[int, int]:
+    """The bits of the scale and of the cap, of powers of two."""
+    scaled = scale * _LOG2E if softcap is None else scale / softcap * 2 * _LOG2E
+    first, second = struct.unpack("<ii", struct.pack("<ff", scaled, (softcap or 0.0) * _LOG2E))
+    return first, second
 
 
 def _run(
@@ -137,7 +151,6 @@ def _run(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    metadata: AttentionMetadata,
     plan: Plan,
     scale: float,
     causal: bool,
@@ -145,29 +158,34 @@ def _run(
     softcap: float | None,
 ) -> Tensor:
     _, heads, dim = q.shape
-    kv_heads, nbytes = k.shape[2], k.element_size()
-    table = metadata.block_table
-    assert table is not None
+    _, block, kv_heads, _ = k.shape
+    nbytes = k.element_size()
     rows = _rows(plan.queries * (heads // kv_heads))
-    span = min(kv_heads, max(1, _SPAN_BYTES // (dim * nbytes)))
+    span = min(kv_heads, w.SPAN_HEADS, max(1, _SPAN_BYTES // (dim * nbytes)))
     groups = -(-kv_heads // span)
-    tasks = len(plan.tasks) * groups
-    threads = min(torch.get_num_threads(), tasks)
+    tasks, slots = plan.size * groups, plan.slots
     each = w.scratch_bytes(rows, span, dim)
-    scratch = torch.empty(threads * each, dtype=torch.uint8)
-    partial_bytes = 4 * kv_heads * rows * (dim + 2)
-    partial = torch.empty(plan.slots * partial_bytes, dtype=torch.uint8)
-    arrived = torch.zeros(plan.slots * groups, dtype=torch.int32)
-    out = q.new_empty(q.shape)
-    scaled = scale * _LOG2E if softcap is None else scale / softcap * 2 * _LOG2E
+    scratch = torch.empty(min(torch.get_num_threads(), tasks) * each, dtype=torch.uint8)
+    partial_bytes = partial = arrived = 0
+    if slots:
+        partial_bytes = 4 * kv_heads * rows * (dim + 2)
+        found = torch.empty(slots * partial_bytes, dtype=torch.uint8)
+        done = torch.zeros(slots * groups, dtype=torch.int32)
+        partial, arrived = found.data_ptr(), done.data_ptr()
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    q_token, q_head, _ = q.stride()
+    k_block, k_slot, k_head, _ = k.stride()
+    v_block, v_slot, v_head, _ = v.stride()
+    # fmt: off
     words = _Words(
-        *(0, 0, tasks, plan.tasks.ctypes.data, groups, span, heads, kv_heads, dim, rows),
-        *(q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr()),
-        *(k.data_ptr(), *(stride * nbytes for stride in k.stride()[:3])),
-        *(v.data_ptr(), *(stride * nbytes for stride in v.stride()[:3])),
-        *(table.ctypes.data, table.strides[0] // 4, k.shape[1], causal, window or 0),
-        *(_bits(scaled), _bits((softcap or 0.0) * _LOG2E)),
-        *(scratch.data_ptr(), each, partial.data_ptr(), partial_bytes, arrived.data_ptr()),
+        0, 0, tasks, plan.addresses[0], groups, span, heads, kv_heads, dim, rows,
+        q.data_ptr(), q_token, q_head, out.data_ptr(),
+        k.data_ptr(), k_block * nbytes, k_slot * nbytes, k_head * nbytes,
+        v.data_ptr(), v_block * nbytes, v_slot * nbytes, v_head * nbytes,
+        plan.addresses[1], plan.table.shape[1], block, causal, window or 0,
+        *_factors(scale, softcap),
+        scratch.data_ptr(), each, partial, partial_bytes, arrived,
     )
+    # fmt: on
     team.run(function, words, tasks)
     return out

@@ -12,7 +12,6 @@ from typing import Any
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled.paged_rows import (
     KEYS,
-    LISTS,
     OUTPUT,
     TILE,
     begin_of,
@@ -49,6 +48,21 @@ def list_keys(words: int, place: int, sequence: int, first: int, count: int) -> 
         set_word(place, KEYS + number, value)
 
 
+@jit
+def list_rows(keys: int, place: int, stride: int, slot: int, head: int, heads: int) -> None:
+    """Addresses of the rows of all heads of a list of keys, in the order in which they lie."""
+    if stride < slot:
+        for number in range(KEYS):
+            key = word(keys, number) + head * stride
+            for other in range(heads):
+                set_word(place, number * heads + other, key + other * stride)
+    else:
+        for other in range(heads):
+            for number in range(KEYS):
+                row = word(keys, number) + (head + other) * stride
+                set_word(place, other * KEYS + number, row)
+
+
 def step_of(dtype: str) -> Callable[..., Any]:
     """A step over at most KEYS keys of one kv head, for at most TILE rows; how many it was for."""
     scores1, scores2, scores4, scores8 = (scores_of(dtype, rows) for rows in (1, 2, 4, 8))
@@ -68,7 +82,7 @@ def step_of(dtype: str) -> Callable[..., Any]:
         count: int,
     ) -> int:
         dim, stride = word(words, w.DIM), state_bytes(words)
-        scores = scratch + LISTS
+        scores = scratch + w.LISTS
         factors, bounds = scores + TILE * SCORES, scratch + w.HEADER + 16 * row
         query, offset = state + ((stride + OUTPUT) >> 1), head * word(words, w.K_HEAD)
         if rows > 4:
@@ -84,7 +98,7 @@ def step_of(dtype: str) -> Callable[..., Any]:
             at = scores + number * SCORES
             put(factors, number, weigh(words, state + number * stride, at, low, high, count))
         offset = head * word(words, w.V_HEAD)
-        o, keys, ahead = state + OUTPUT, keys + 8 * KEYS, ahead + 8 * KEYS
+        o, keys, ahead = state + OUTPUT, keys + 8 * KEYS, ahead + 8 * KEYS * w.SPAN_HEADS
         if rows > 4:
             outputs8(o, stride, factors, scores, keys, ahead, offset, dim, count)
             return 8
@@ -121,22 +135,29 @@ def build(dtype: str) -> Callable[..., Any]:
             int32(task, w.END_KEY),
             int32(task, w.SEQUENCE),
         )
-        keys, ahead = scratch, scratch + (LISTS >> 1)
+        keys, following = scratch, scratch + 16 * KEYS
+        ahead = scratch + 32 * KEYS
+        values = ahead + 8 * KEYS * w.SPAN_HEADS
         list_keys(words, keys, sequence, first, min(KEYS, end - first))
         while first < end:
             count = min(KEYS, end - first)
-            if first + count < end:
-                list_keys(words, ahead, sequence, first + count, min(KEYS, end - first - count))
-            else:
-                ahead = keys
+            left = end - first - count
+            # At the end nothing is to be asked for but what has been read.
+            list_keys(words, following, sequence, first + (count if left else 0), left or count)
+            stride, slot = word(words, w.K_HEAD), word(words, w.K_SLOT)
+            list_rows(following, ahead, stride, slot, head, heads)
+            stride, slot = word(words, w.V_HEAD), word(words, w.V_SLOT)
+            list_rows(following + 8 * KEYS, values, stride, slot, head, heads)
             state = states
-            for number in range(head, head + heads):
-                row = 0
+            for number in range(heads):
+                row, mine = 0, ahead + 8 * KEYS * number
                 while row < rows:
-                    at, left = state + row * size, rows - row
-                    row += step(words, scratch, at, row, left, number, keys, ahead, first, count)
+                    at, more = state + row * size, rows - row
+                    row += step(
+                        words, scratch, at, row, more, head + number, keys, mine, first, count
+                    )
                 state += word(words, w.ROWS) * size
-            keys, ahead = ahead, keys
+            keys, following = following, keys
             first += count
 
     @jit

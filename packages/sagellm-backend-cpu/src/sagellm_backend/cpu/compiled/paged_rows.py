@@ -9,8 +9,8 @@ import numpy as np
 
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled.storage import STORAGES, int32, set_word, word
+from sagellm_backend.cpu.compiled.vector_code import LANES
 from sagellm_backend.cpu.compiled.vectors import (
-    LANES,
     between,
     exp2,
     first_lane,
@@ -36,9 +36,6 @@ SUM, OUTPUT = w.LINE, 2 * w.LINE
 """Where the sums and the outputs stand in the state of a row, behind its highest score."""
 
 KEYS, TILE = w.KEYS, w.TILE
-LISTS = 2 * 2 * 8 * KEYS
-"""Bytes of two lists of addresses of keys and values."""
-
 get, put = STORAGES["fp32"].load, STORAGES["fp32"].store
 
 

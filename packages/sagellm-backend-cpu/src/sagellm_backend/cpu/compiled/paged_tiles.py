@@ -20,7 +20,7 @@ from numba.core import cgutils
 
 from sagellm_backend.cpu.compiled.paged_words import KEYS, LINE
 from sagellm_backend.cpu.compiled.storage import STORAGES
-from sagellm_backend.cpu.compiled.vectors import (
+from sagellm_backend.cpu.compiled.vector_code import (
     BYTES,
     FLOATS,
     LANES,
@@ -28,7 +28,6 @@ from sagellm_backend.cpu.compiled.vectors import (
     constant,
     first_lanes,
     multiply_add,
-    operation,
     prefetch_line,
     read,
     read_parts,
@@ -36,6 +35,7 @@ from sagellm_backend.cpu.compiled.vectors import (
     sums,
     write,
 )
+from sagellm_backend.cpu.compiled.vectors import operation
 
 SCORES = 4 * KEYS
 """Bytes of a row of scores."""
@@ -47,8 +47,8 @@ _ADDRESS = types.int64
 def scores_of(dtype: str, rows: int) -> Callable[..., Any]:
     """``scores(q, stride, keys, ahead, offset, dim, count, scores)`` of a power of two of rows.
 
-    ``keys`` lists the addresses of ``count`` keys, and ``ahead`` those that will be read next, to
-    all of which ``offset`` is added; both lists go on to a multiple of LANES, and so do the scores.
+    ``keys`` lists the addresses of ``count`` keys, to which ``offset`` is added, and ``ahead`` those
+    of rows to ask for; both lists go on to a multiple of LANES, and so do the scores.
     """
     width, nbytes = LANES // rows, STORAGES[dtype].nbytes
 
@@ -64,7 +64,7 @@ def scores_of(dtype: str, rows: int) -> Callable[..., Any]:
         count: Any,
         scores: Any,
     ) -> None:
-        totals = [cgutils.alloca_once(builder, FLOATS) for _ in range(LANES)]
+        totals = [_room(builder) for _ in range(LANES)]
 
         def add(at: Any, parts: int, mask: Any) -> None:
             places = _listed(
@@ -82,7 +82,7 @@ def scores_of(dtype: str, rows: int) -> Callable[..., Any]:
                         _more(builder, totals[row * width + number], x, y)
 
         with _steps(builder, count, width) as first:
-            for place in _listed(builder, ahead, first, offset, width):
+            for place in _listed(builder, ahead, first, _I64(0), width):
                 with _steps(builder, builder.mul(dim, _I64(nbytes)), LINE) as line:
                     prefetch_line(builder, builder.add(place, line))
             for each in totals:
@@ -96,7 +96,8 @@ def scores_of(dtype: str, rows: int) -> Callable[..., Any]:
                 part = builder.shuffle_vector(found, found, ir.Constant(kind, lanes))
                 write(builder, builder.add(target, _I64(row * SCORES)), part)
 
-    return scores
+    result: Callable[..., Any] = scores
+    return result
 
 
 def outputs_of(dtype: str, rows: int) -> Callable[..., Any]:
@@ -124,7 +125,7 @@ def outputs_of(dtype: str, rows: int) -> Callable[..., Any]:
         scales = [spread(builder, each) for each in factor]
 
         def add(at: Any, parts: int, mask: Any) -> None:
-            totals = [cgutils.alloca_once(builder, FLOATS) for _ in range(rows * parts)]
+            totals = [_room(builder) for _ in range(rows * parts)]
             shift = builder.add(offset, _times(builder, at, nbytes))
             places = [
                 builder.add(row, _I64(part * BYTES))
@@ -135,7 +136,7 @@ def outputs_of(dtype: str, rows: int) -> Callable[..., Any]:
                 before = builder.fmul(read(builder, place), scales[index // parts])
                 builder.store(before, each)
             with _steps(builder, count, 1) as key:
-                (soon,) = _listed(builder, ahead, key, shift, 1)
+                (soon,) = _listed(builder, ahead, key, _times(builder, at, nbytes), 1)
                 for line in range(0, parts * LANES * nbytes, LINE):
                     prefetch_line(builder, builder.add(soon, _I64(line)))
                 (place,) = _listed(builder, values, key, shift, 1)
@@ -150,7 +151,8 @@ def outputs_of(dtype: str, rows: int) -> Callable[..., Any]:
 
         _columns(builder, dim, 4 if rows < 8 else 2, add)
 
-    return outputs
+    result: Callable[..., Any] = outputs
+    return result
 
 
 def _columns(builder: Any, dim: Any, most: int, add: Callable[..., None]) -> None:
@@ -171,6 +173,11 @@ def _steps(builder: Any, stop: Any, step: int, start: Any = None) -> Iterator[An
     first = _I64(0) if start is None else start
     with cgutils.for_range_slice(builder, first, stop, _I64(step), _I64) as (index, _):
         yield index
+
+
+def _room(builder: Any) -> Any:
+    """A vector that is written and read, which LLVM makes a register of."""
+    return cgutils.alloca_once(builder, FLOATS)  # type: ignore[no-untyped-call]
 
 
 def _rows(builder: Any, address: Any, stride: Any, rows: int) -> list[Any]:

@@ -35,9 +35,14 @@ KEYS = 64
 TILE = 8
 """The most rows of queries that share a read."""
 
+SPAN_HEADS = 16
+"""The most kv heads in a task."""
+
 LINE = 64
-HEADER = 2 * 2 * 8 * KEYS + 4 * KEYS * TILE + LINE
-"""Bytes of scratch before the rows: two lists of addresses of keys and values, scores, factors."""
+LISTS = 2 * 8 * KEYS * (2 + SPAN_HEADS)
+HEADER = LISTS + 4 * KEYS * TILE + LINE
+"""Bytes of scratch before the rows: two lists of addresses of keys and values, one of the rows of
+all heads to ask for, scores, factors."""
 
 
 def padded(count: int, step: int) -> int:
