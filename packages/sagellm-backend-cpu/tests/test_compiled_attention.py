@@ -219,3 +219,14 @@ def test_what_the_kernel_is_not_for_is_left_to_torch(monkeypatch):
     q = torch.randn(3, 2, 8)
     found = compiled.attention(q, q, q, ragged, scale=1.0)
     assert torch.equal(found, plain.attention(q, q, q, ragged, scale=1.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_prompts_are_torchs_and_short_ones_beside_decodes_the_kernels(dtype, monkeypatch):
+    runs, run = [], compiled._run
+    monkeypatch.setattr(compiled, "_run", lambda *given: runs.append(1) or run(*given))
+    most = compiled.MOST_QUERIES[dtype]
+    Step([most + 1], [most + 40], dtype=dtype).check()
+    assert not runs
+    Step([most, 1], [most + 40, most + 40], dtype=dtype).check()
+    assert runs

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter
 
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
+from sagellm_backend.cpu.operands import addressable
 from sagellm_backend.torch_support import attention as plain
 
 KERNELS = {
@@ -24,12 +24,19 @@ KERNELS = {
     torch.float16: Kernel("paged_attention", "fp16"),
     torch.bfloat16: Kernel("paged_attention", "bf16"),
 }
+MOST_QUERIES = {torch.float32: 256, torch.float16: 32, torch.bfloat16: 24}
+"""By dtype, up to how many new tokens of a sequence the kernel was measured to be faster than torch.
+
+It saves the copy of the keys that torch gathers first; torch multiplies many queries faster."""
+
 PLAN = "cpu.paged_plan"
+_QUERIES = "cpu.paged_queries"
 _MOST_TASKS, _LEAST_KEYS = 256, 256
 _MOST_ROWS = 16
 _SPAN_BYTES = 4096
+# What a thread takes at once, whatever the number of threads: so many keys of a sequence, for so
+# many rows of queries, of kv heads whose keys of one token fill a page.
 _LOG2E = math.log2(math.e)
-_PLAIN = (Tensor, Parameter)
 _Words = ctypes.c_int64 * w.WORDS
 
 
@@ -55,7 +62,11 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Softmax attention; see the operation's table. Anything but a paged cache is plain torch's."""
+    """Softmax attention, as the operation's table says.
+
+    A paged cache is read by the kernel, and by plain torch where that is not to be had, does not
+    fit the tensors, or is slower. The same bits whatever the number of threads.
+    """
     options: dict[str, Any] = {
         "scale": scale,
         "causal": causal,
@@ -68,23 +79,30 @@ def attention(
     function = KERNELS[q.dtype].function()
     if function is None:
         return plain.attention(q, k, v, metadata, **options)
+    if _mean_queries(metadata) > MOST_QUERIES[q.dtype]:
+        return plain.attention(q, k, v, metadata, **options)
     share = q.shape[1] // k.shape[2]
     plan = _plan(metadata, max(1, _MOST_ROWS // share), causal, window)
     return _run(function, q, k, v, plan, scale, causal, window, softcap)
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    if not (type(q) in _PLAIN and type(k) in _PLAIN and type(v) in _PLAIN):
-        return False
-    if not (q.is_cpu and k.is_cpu and v.is_cpu) or q.dtype not in KERNELS:
+    if not addressable(q, k, v) or q.dtype not in KERNELS:
         return False
     if not (q.dim() == 3 and k.dim() == v.dim() == 4):
         return False
-    if not q.stride(2) == k.stride(3) == v.stride(3) == 1:
-        return False
-    if not torch.is_grad_enabled():
-        return True
-    return not (q.requires_grad or k.requires_grad or v.requires_grad)
+    return q.stride(2) == k.stride(3) == v.stride(3) == 1
+
+
+def _mean_queries(metadata: AttentionMetadata) -> float:
+    """New tokens of the mean key: what both ways take is in proportion to keys, and to keys x these."""
+    if metadata.max_query_len == 1:
+        return 1.0
+    found: float | None = metadata.native.get(_QUERIES)
+    if found is None:
+        kv = metadata.kv_lens.astype(np.int64)
+        found = metadata.native[_QUERIES] = float((kv * metadata.query_lens).sum() / kv.sum())
+    return found
 
 
 def _plan(metadata: AttentionMetadata, queries: int, causal: bool, window: int | None) -> Plan:
