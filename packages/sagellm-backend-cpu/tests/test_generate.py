@@ -132,6 +132,13 @@ def test_the_command_names_paris_and_its_speed(capsys):
     assert "tokens/s" in answer
 
 
+def test_int8_weights_name_paris_as_well(capsys):
+    assert generate.main(["What is the capital of France?", "--weights", "int8"]) == 0
+    answer = capsys.readouterr().out
+    assert "Paris" in answer
+    assert "int8 weights" in answer
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_types_name_paris_as_well(capsys, dtype):
     assert generate.main(["What is the capital of France?", "--dtype", dtype]) == 0
