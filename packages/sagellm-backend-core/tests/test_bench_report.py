@@ -24,7 +24,7 @@ QUICK = ("bench", "--backend", "reference", "--quick")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     chosen = [
-        "block-ids",
+        "block-ids-128",
         "block-copy",
         "rms_norm-8-fp32",
         "decode-8x512-fp32",
@@ -45,7 +45,7 @@ def full(report):
     changed = copy.deepcopy(report)
     side = {"name": NASTY, "absent": None, "best": 1.0, "median": 2.0, "runs": 3}
     ratios = {"ratio_best": 0.5, "ratio_median": 0.4, "more_us": 3.0}
-    changed["rows"] = [row for row in changed["rows"] if row["name"] == "block-ids"]
+    changed["rows"] = [row for row in changed["rows"] if row["name"] == "block-ids-128"]
     (row,) = changed["rows"]
     row["others"] = [
         {**side, **ratios, "met": False, "target": {"ratio": 5.0, "more_us": None}},
@@ -89,10 +89,10 @@ def test_the_schema_refuses_a_figure_of_what_was_absent(report):
 
 
 def test_a_missing_peer_is_a_line_that_names_the_option(report):
-    (row,) = (row for row in report["rows"] if row["name"] == "block-ids")
+    (row,) = (row for row in report["rows"] if row["name"] == "block-ids-128")
     (pool,) = row["others"]
     assert pool["absent"] == "not asked for: --peer vllm=PYTHON"
-    assert "block-ids" in absences(report["rows"])["vLLM BlockPool: " + pool["absent"]]
+    assert "block-ids-128" in absences(report["rows"])["vLLM BlockPool: " + pool["absent"]]
 
 
 class Page(HTMLParser):
@@ -128,7 +128,7 @@ def test_the_page_stands_alone(made):
     assert not {"script", "img", "link", "iframe"} & set(page.tags)
     assert not {"src", "href", "onload", "onclick"} & set(page.attributes)
     assert "A trial run" in page.text
-    for row in ("block-ids", "block-copy", "decode-8x512-fp32"):
+    for row in ("block-ids-128", "block-copy", "decode-8x512-fp32"):
         assert row in page.text
     assert "--peer vllm=PYTHON" in page.text
 
@@ -175,15 +175,15 @@ def test_what_is_not_known_of_the_machine_is_not_told():
 
 
 def test_the_table_is_printed(capsys):
-    assert main([*QUICK, "--only", "block-ids"]) == 0
+    assert main([*QUICK, "--only", "block-ids-128"]) == 0
     out, err = capsys.readouterr()
-    assert re.search(r"block-ids\s+[\d.,]+ ns", out)
+    assert re.search(r"block-ids-128\s+[\d.,]+ ns", out)
     assert "figures mean nothing" in out
-    assert "1 of 1: block-ids" in err
+    assert "1 of 1: block-ids-128" in err
 
 
 def test_the_data_are_printed(capsys):
-    assert main([*QUICK, "--only", "block-ids", "--json"]) == 0
+    assert main([*QUICK, "--only", "block-ids-128", "--json"]) == 0
     jsonschema.validate(json.loads(capsys.readouterr().out), SCHEMA)
 
 
@@ -197,7 +197,7 @@ def test_rows_are_listed_without_a_backend(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--only", "block-idz"], "did you mean 'block-ids'"),
+        (["--only", "block-copi"], "did you mean 'block-copy'"),
         (["--also", "no-such-folder"], "rows.py does not exist"),
     ],
 )

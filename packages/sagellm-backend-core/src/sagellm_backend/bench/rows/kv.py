@@ -25,22 +25,25 @@ from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import UnavailableError
 from sagellm_backend.kv import BlockAllocator, KVLayout
 
-BATCH, BLOCKS = 128, 8192
+BLOCKS, _OUTSTANDING = 16384, 12288
 POOL, MEMCPY = "vLLM BlockPool", "libc memcpy"
 _COPIED, _BATCHES, _IDS = 512, 8, 4096
 _LAYOUT = KVLayout(1, 8, 64, 16, DType.BF16)
 
 
-def _block_ids(session: Session) -> Match:
+def _block_ids(session: Session, batch: int) -> Match:
     allocator = BlockAllocator(BLOCKS)
-    allocator.alloc(BLOCKS // 2)
+    rounds = range(min(_OUTSTANDING // batch, 100))
 
     def once() -> None:
-        allocator.free(allocator.alloc(BATCH))
+        held = [allocator.alloc(batch) for _ in rounds]
+        for ids in held:
+            allocator.free(ids)
 
-    config = {"blocks": BLOCKS, "held": BLOCKS // 2, "batch": BATCH}
+    config = {"blocks": BLOCKS, "batch": batch, "rounds": len(rounds)}
     pool = session.peer("vllm", POOL, "vllm_block_pool.py", config)
-    return Match(session.ours(once), [pool], BATCH, note=f"{BLOCKS:,} blocks, half of them held")
+    note = f"{len(rounds)} batches of {BLOCKS:,} blocks are taken, then all are given back"
+    return Match(session.ours(once), [pool], batch * len(rounds), note=note)
 
 
 def _copies(session: Session, away: Literal["device", "host"]) -> Match:
@@ -92,16 +95,17 @@ def _memcpy(session: Session, batches: list[Array], ids: int) -> Side | Absent:
     return Side(MEMCPY, repeated(once))
 
 
-add(
-    Row(
-        "block-ids",
-        "kv cache",
-        f"Allocate and free, per block, in batches of {BATCH}",
-        NANOSECONDS,
-        _block_ids,
-        (Target(POOL, ratio=5.0),),
+for _batch in (1, 8, 32, 128, 512):
+    add(
+        Row(
+            f"block-ids-{_batch}",
+            "kv cache",
+            f"Allocate and free, per block, in batches of {_batch}",
+            NANOSECONDS,
+            partial(_block_ids, batch=_batch),
+            (Target(POOL, ratio=5.0),) if _batch == 128 else (),
+        )
     )
-)
 add(
     Row(
         "block-copy",
