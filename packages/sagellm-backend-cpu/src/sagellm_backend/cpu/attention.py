@@ -25,9 +25,10 @@ KERNELS = {
     torch.bfloat16: Kernel("paged_attention", "bf16"),
 }
 MOST_QUERIES = {torch.float32: 256, torch.float16: 32, torch.bfloat16: 24}
-"""By dtype, up to how many new tokens of a sequence the kernel was measured to be faster than torch.
+"""By dtype, up to about how many new tokens of a sequence the kernel is faster than torch.
 
-It saves the copy of the keys that torch gathers first; torch multiplies many queries faster."""
+It saves the copy of the keys that torch gathers first; torch multiplies many queries faster.
+Reckoned from the rates of both (benchmarks/README.md), that of fp16 estimated."""
 
 PLAN = "cpu.paged_plan"
 _QUERIES = "cpu.paged_queries"
