@@ -28,7 +28,7 @@ from sagellm_backend.torch_support.misuse import (
 from sagellm_backend.torch_support.sampling import greedy_sample, sample
 
 # Found once: every call would otherwise look them up, and pass a wrapper on the way.
-_linear, _rms_norm = functional.linear, torch.rms_norm
+_linear, _matmul, _rms_norm = functional.linear, torch.matmul, torch.rms_norm
 
 
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
@@ -48,11 +48,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    if not a.dim() == b.dim() >= 2 or a.shape[:-2] != b.shape[:-2]:
+    dims, dtype = a.dim(), a.dtype
+    if dims < 2 or dims != b.dim() or dtype is not b.dtype or dtype not in FLOATING:
         raise MisuseError
-    if a.dtype not in FLOATING or a.dtype is not b.dtype or 0 in b.shape[-2:]:
+    if dims > 2 and a.shape[:-2] != b.shape[:-2]:
         raise MisuseError
-    return torch.matmul(a, b)
+    if not b.numel() and 0 in b.shape[-2:]:
+        raise MisuseError
+    return _matmul(a, b)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,8 +1,9 @@
 """Linear over packed weights: a copy in oneDNN's blocked layout, made once and kept with its weight.
 
 ``F.linear`` reorders a half-precision weight at every call, and multiplies few rows of fp32 by a
-kernel made for many. One row of a half type needs no copy: ``one_row.py`` has it. :data:`RULES` says where the packed copy is faster; it was measured by
-``benchmarks/linear.py``, whose README has the figures.
+kernel made for many. One row of a half type needs no copy: ``one_row.py`` has it. :data:`RULES` says
+where the packed copy is faster; it was measured by ``benchmarks/linear.py``, whose README has the
+figures.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ class PackedLinear:
     """The operation ``linear`` with a cache of packed weights. Thread-safe.
 
     A weight is packed by the second call, or the first after that which gains from it, so what is
-    used once never pays. The copy is kept
-    for that tensor object: it goes when the object dies, when torch counts a write to it (its
-    version), when its memory, size or strides change, and at :meth:`clear`. Writes that torch does
+    used once never pays. The copy is kept for that tensor object: it goes when the object dies, when
+    torch counts a write to it (its version), when its memory, size or strides change, and at
+    :meth:`clear`. Writes that torch does
     not count, through ``.data``, a NumPy view or another library, are looked for in two samples of
     64 bytes at every call; one that leaves both as they were is seen only after :meth:`clear`.
     Tensors made in inference mode count no writes and are never packed, nor is what is not

@@ -6,10 +6,10 @@ import ctypes
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter
 
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
+from sagellm_backend.cpu.operands import addressable
 
 MAX_INPUTS = {torch.float16: 1 << 30, torch.bfloat16: 2048}
 """By dtype, the widest rows with which the kernel was measured to be faster (benchmarks/linear.py).
@@ -21,7 +21,6 @@ _KERNELS = {
     torch.bfloat16: Kernel("row_linear", "bf16"),
 }
 _CHUNK = 1 << 17
-_PLAIN = (Tensor, Parameter)
 _Words = ctypes.c_int64 * 8
 
 
@@ -51,23 +50,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
-    if type(x) not in _PLAIN or type(weight) not in _PLAIN or x.dtype is not dtype:
-        return False
-    if weight.dim() != 2 or not (weight.is_cpu and x.is_cpu):
+    if x.dtype is not dtype or weight.dim() != 2:
         return False
     inputs = weight.shape[1]
     if inputs > MAX_INPUTS[dtype] or x.shape[-1:] != (inputs,) or x.numel() != inputs:
         return False
-    if weight.layout is not torch.strided or not weight.is_contiguous():
+    if bias is None:
+        return addressable(x, weight) and weight.is_contiguous()
+    if bias.dtype is not dtype or bias.shape != weight.shape[:1] or not bias.is_contiguous():
         return False
-    if bias is not None and not (
-        type(bias) in _PLAIN
-        and bias.is_cpu
-        and bias.dtype is dtype
-        and bias.shape == weight.shape[:1]
-        and bias.is_contiguous()
-    ):
-        return False
-    if not torch.is_grad_enabled():
-        return True
-    return not any(item is not None and item.requires_grad for item in (x, weight, bias))
+    return addressable(x, weight, bias) and weight.is_contiguous()

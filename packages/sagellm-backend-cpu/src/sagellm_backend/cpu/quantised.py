@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter
 
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
+from sagellm_backend.cpu.operands import addressable
 from sagellm_backend.torch_support import quantised as plain
 
 MAX_ROWS = {torch.float32: 128, torch.float16: 64, torch.bfloat16: 64}
@@ -29,7 +29,6 @@ _PART = 1 << 20
 _GROUP = 32
 _EIGHT = torch.tensor([8], dtype=torch.int8)
 _EIGHT_AT = _EIGHT.data_ptr()
-_PLAIN = (Tensor, Parameter)
 _FP32 = torch.float32
 _Words = ctypes.c_int64 * 13
 
@@ -129,23 +128,13 @@ def _run(
     return y if x.dtype is _FP32 else y.to(x.dtype)
 
 
-def _fits(x: Tensor, weight: Tensor, scale: Tensor, *others: Tensor | None) -> bool:
-    """Whether compiled code may read these. x is made contiguous, the others are read as they lie."""
-    if not _reads(weight) or not _reads(scale) or type(x) not in _PLAIN or not x.is_cpu:
+def _fits(*tensors: Tensor | None) -> bool:
+    """Whether compiled code may read these."""
+    given = [item for item in tensors if item is not None]
+    if not given[0].numel() or not addressable(*given):
         return False
-    given = [item for item in others if item is not None]
-    if not all(map(_reads, given)) or x.layout is not torch.strided or not x.numel():
-        return False
-    return not torch.is_grad_enabled() or not any(item.requires_grad for item in (x, scale, *given))
-
-
-def _reads(array: Tensor) -> bool:
-    return (
-        type(array) in _PLAIN
-        and array.is_cpu
-        and array.layout is torch.strided
-        and array.is_contiguous()
-    )
+    # x and a bias are made contiguous, the weight and what belongs to it are read as they lie.
+    return all(item.is_contiguous() for item in given[1:])
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -49,9 +50,14 @@ def _start(session: Session) -> Match:
     framework = _FRAMEWORKS.get(provider.capability().array_framework, [])
     name = "auto" if framework else provider.name
     command = [sys.executable, "-c", _START, name, *framework]
+    # What is installed has its bytecode, and a source tree gets it by the first run.
+    environment = {**os.environ}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def turn(_: float) -> list[float]:
-        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+        done = subprocess.run(  # noqa: S603 - this interpreter
+            command, check=False, capture_output=True, text=True, env=environment
+        )
         if done.returncode:
             raise UnavailableError(f"get_provider({name!r}): {done.stderr.strip()[-200:]}")
         return [float(json.loads(done.stdout.splitlines()[-1]))]
