@@ -19,6 +19,7 @@ from sagellm_backend.streams import Stream
 if TYPE_CHECKING:
     from sagellm_backend.kunlun.provider import KunlunProvider
 
+
 class KunlunKVPool(KVPool):
     """A pool in two tensors for each layer, keys and values apart, as the kernels of XPUs have them.
 
