@@ -106,7 +106,7 @@ def _runs(session: Session, streams: int, dtype: DType) -> Match:
     }
     key = dtype.value
     others = [
-        session.peer("vllm", VLLM, "vllm_generate.py", config, key, slow=True),
+        session.peer("vllm", VLLM, "vllm_generate.py", config, key),
         session.peer("transformers", TRANSFORMERS, "transformers_generate.py", config, key),
     ]
     ours = Ours(session, dtype)

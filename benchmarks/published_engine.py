@@ -33,7 +33,6 @@ class Rounds:
     """Pairs of processes, ours and theirs, started when a row asks for one and kept for the others."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
         self._pythons = [session.peers.pythons[name] for name in ("isagellm-ours", "isagellm")]
         self._folder = tempfile.TemporaryDirectory()
         engine.make(Path(self._folder.name), self._pythons[0])
@@ -42,8 +41,6 @@ class Rounds:
     def figure(self, number: int, which: int, name: str) -> float:
         """Seconds of one side, 0 for ours, in one round."""
         while len(self._pairs) <= number:
-            self._session.lock.pause()
-            self._session.lock.take()
             order = (0, 1) if len(self._pairs) % 2 else (1, 0)
             path = Path(self._folder.name)
             found = {i: engine.side(self._pythons[i], path, DTYPE) for i in order}

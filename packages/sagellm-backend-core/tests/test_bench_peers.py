@@ -55,10 +55,10 @@ def test_a_side_runs_in_the_other_python(peers):
 def test_one_process_serves_all_sides_of_a_key(peers):
     pid = "import os\n" + ECHO.replace('[asked["budget"], 2.0]', "[float(os.getpid())]")
     found = peers(pid)
-    assert not found.running("other", "peer.py")
+    assert ("other", "peer.py", "") not in found._workers
     first, second = (found.side("other", "Other", "peer.py", {}) for _ in range(2))
     third = found.side("other", "Other", "peer.py", {}, "another")
-    assert found.running("other", "peer.py", "another")
+    assert ("other", "peer.py", "another") in found._workers
     assert first.turn(0.0) == second.turn(0.0)
     assert first.turn(0.0) != third.turn(0.0)
     assert first.process != third.process

@@ -8,7 +8,6 @@ from sagellm_backend import get_provider
 from sagellm_backend.bench import row as table
 from sagellm_backend.bench.busy import Busy
 from sagellm_backend.bench.limits import Limits
-from sagellm_backend.bench.lock import QuietLock
 from sagellm_backend.bench.peers import Peers
 from sagellm_backend.bench.row import (
     GB_PER_S,
@@ -27,9 +26,7 @@ from sagellm_backend.bench.session import Session
 from sagellm_backend.dtypes import DType
 from sagellm_backend.errors import CapabilityError, InvalidArgumentError
 
-SESSION = Session(
-    None, Limits([], {}), Peers({}, None), QuietLock(None), Busy(quick=True), quick=True
-)
+SESSION = Session(None, Limits([], {}), Peers({}, None), Busy(quick=True), quick=True)
 
 
 def constant(name, seconds):

@@ -119,7 +119,7 @@ def test_the_310b_has_none(make):
     assert backend.family.name == "310B"
     assert Feature.COLLECTIVE not in backend.capability().features
     with pytest.raises(CapabilityError, match="collective"):
-        backend.communicator(0, 2, "file:///tmp/none")
+        backend.communicator(0, 2, "file:///none")
 
 
 PAIR = """

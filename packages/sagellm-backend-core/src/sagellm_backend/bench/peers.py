@@ -150,10 +150,6 @@ class Peers:
             return Absent(name, error.message)
         return Side(name, lambda budget: _seconds(worker, budget), " ".join(place), facts)
 
-    def running(self, peer: str, script: str, key: str = "") -> bool:
-        """Whether there is a process for this already."""
-        return (peer, script, key) in self._workers
-
     def versions(self) -> dict[str, dict[str, str]]:
         """What is installed in each Python, of what a benchmark may depend on."""
         return {name: _versions(python) for name, python in self.pythons.items()}

@@ -15,7 +15,6 @@ from sagellm_backend import __version__
 from sagellm_backend.base import BackendProvider
 from sagellm_backend.bench.busy import Busy
 from sagellm_backend.bench.limits import Limits
-from sagellm_backend.bench.lock import QuietLock
 from sagellm_backend.bench.memory_speed import processors
 from sagellm_backend.bench.peers import Peers
 from sagellm_backend.bench.result import Result, absent
@@ -36,7 +35,6 @@ class Plan:
     rows: Sequence[Row]
     peers: Mapping[str, str] = field(default_factory=dict)
     scripts: Path | None = None
-    lock: Path | None = None
     quick: bool = False
     command: str = ""
 
@@ -53,13 +51,12 @@ def run(
     provider stays the caller's.
     """
     started = _now()
-    lock, peers = QuietLock(plan.lock), Peers(plan.peers, plan.scripts)
+    peers = Peers(plan.peers, plan.scripts)
     try:
         versions = peers.versions()
-        lock.take()
         busy = Busy(quick=plan.quick)
         limits = Limits.measure(provider, quick=plan.quick)
-        session = Session(provider, limits, peers, lock, busy, quick=plan.quick)
+        session = Session(provider, limits, peers, busy, quick=plan.quick)
         found: list[Result] = []
         with suppress(KeyboardInterrupt):
             for number, row in enumerate(plan.rows, 1):
@@ -67,7 +64,6 @@ def run(
                 progress(number, found[-1])
         noise = busy.report()
     finally:
-        lock.release()
         peers.close()
     return {
         "format": FORMAT,
@@ -93,8 +89,6 @@ def measure(row: Row, session: Session) -> Result:
         return Result(row, match, (match.ours, None), tuple((side, None) for side in match.others))
     sides = [side for side in (match.ours, *match.others) if isinstance(side, Side)]
     rounds, budget = (_QUICK_ROUNDS, _QUICK_BUDGET_S) if session.quick else (ROUNDS, BUDGET_S)
-    session.lock.pause()
-    session.lock.take()
     try:
         with session.busy:
             figures = in_turns(sides, rounds=rounds, budget=budget, warm=not session.quick)

@@ -12,7 +12,6 @@ import numpy as np
 from sagellm_backend.base import BackendProvider
 from sagellm_backend.bench.busy import Busy
 from sagellm_backend.bench.limits import Limits
-from sagellm_backend.bench.lock import QuietLock
 from sagellm_backend.bench.peers import Peers
 from sagellm_backend.bench.row import Absent, Side
 from sagellm_backend.bench.timing import repeated
@@ -30,7 +29,6 @@ class Session:
     provider: BackendProvider
     limits: Limits
     peers: Peers
-    lock: QuietLock
     busy: Busy
     quick: bool = False
 
@@ -51,21 +49,9 @@ class Session:
         return Side(name, repeated(call, self.provider.synchronize))
 
     def peer(
-        self,
-        peer: str,
-        name: str,
-        script: str,
-        config: Mapping[str, Any],
-        key: str = "",
-        *,
-        slow: bool = False,
+        self, peer: str, name: str, script: str, config: Mapping[str, Any], key: str = ""
     ) -> Side | Absent:
-        """A side in another process, see :meth:`Peers.side`.
-
-        The lock is let go for one that is ``slow`` to start: for a minute or more.
-        """
-        if slow and peer in self.peers.pythons and not self.peers.running(peer, script, key):
-            self.lock.release()
+        """A side in another process, see :meth:`Peers.side`."""
         return self.peers.side(peer, name, script, config, key)
 
     def normal(self, *shape: int, dtype: DType = DType.FP32) -> Array:

@@ -45,12 +45,6 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
         metavar="NAME=PYTHON",
         help="the Python of an environment with an alternative, such as vllm; may be repeated",
     )
-    parser.add_argument(
-        "--lock",
-        type=Path,
-        metavar="FILE",
-        help="flock this file while measuring, where others compute under a shared lock of it",
-    )
     return parser
 
 
@@ -69,7 +63,6 @@ def run(options: argparse.Namespace) -> int:
         chosen,
         dict(options.peer),
         None if options.also is None else options.also.absolute() / "peers",
-        options.lock,
         options.quick,
         f"sagellm-backend {shlex.join(sys.argv[1:])}",
     )
