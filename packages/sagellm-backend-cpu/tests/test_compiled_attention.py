@@ -127,6 +127,14 @@ def test_infinities_and_nan_go_where_the_reference_has_them(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e3])
+def test_scores_far_beyond_the_cap_on_either_side_have_its_value(dtype, size):
+    step = Step([1], [70], 1, 1, 1, dtype=dtype)  # of one product, which no sum makes inexact
+    step.q.mul_(size)
+    step.check(softcap=0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_is_lost_where_all_weights_but_one_vanish(dtype):
     step = Step([1], [200], 2, 2, 64, dtype=dtype)
     step.k.nan_to_num_(0.0).mul_(0)

@@ -48,8 +48,8 @@ def state_bytes(words: int) -> int:
 @jit
 def capped(x: Any, cap: float) -> Any:
     """``cap * tanh(y)`` of ``x = 2 * log2(e) * y``, within some roundings of ``cap``."""
-    # The lower limit comes first, as the maximum is the second where that is NaN.
-    inverse = exp2(maximum(splat(-LIMIT), minus(splat(ZERO), x)))
+    # exp2 is for powers of at most 127; x comes last, as the maximum is the second where it is NaN.
+    inverse = exp2(minus(splat(ZERO), maximum(splat(-LIMIT), x)))
     one = splat(ONE)
     return times(splat(cap), over(minus(one, inverse), plus(one, inverse)))
 
