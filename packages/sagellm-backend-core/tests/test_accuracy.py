@@ -151,8 +151,8 @@ def test_the_other_rope_style_is_caught():
 def faulty_attention(fault):
     reference = reference_kernel(operation("attention"))
 
-    def attention(q, k, v, metadata, *, scale, causal=True, window=None, softcap=None):
-        options = {"scale": scale, "causal": causal, "window": window, "softcap": softcap}
+    def attention(q, k, v, metadata, *, scale, window=None, **options):
+        options |= {"scale": scale, "window": window}
         if fault == "scale":
             options["scale"] = (scale**-2 + 1) ** -0.5
         if fault == "window" and window:

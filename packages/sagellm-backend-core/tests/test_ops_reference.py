@@ -154,7 +154,7 @@ def test_kv_write_touches_its_slots_only(rng):
         assert np.isnan(flat[1:5]).all()
 
 
-def naive_attention(q, k, v, metadata, scale, causal, window, softcap):
+def naive_attention(q, k, v, metadata, scale, causal, window, softcap, sinks):
     out = np.zeros(q.shape)
     for sequence, head in np.ndindex(metadata.batch, q.shape[1]):
         length, new = int(metadata.kv_lens[sequence]), int(metadata.query_lens[sequence])
@@ -173,6 +173,9 @@ def naive_attention(q, k, v, metadata, scale, causal, window, softcap):
                 logit = float(np.dot(q[row, head].astype(float), k[(*where, kv_head)])) * scale
                 weights.append(softcap * math.tanh(logit / softcap) if softcap else logit)
                 seen.append(v[(*where, kv_head)].astype(float))
+            if sinks is not None:
+                weights.append(float(sinks[head]))
+                seen.append(np.zeros(q.shape[2]))
             powers = [math.exp(weight - max(weights)) for weight in weights]
             for power, value in zip(powers, seen, strict=True):
                 out[row, head] += power / math.fsum(powers) * value
@@ -188,10 +191,11 @@ def naive_attention(q, k, v, metadata, scale, causal, window, softcap):
     causal=st.booleans(),
     window=st.sampled_from([None, 1, 2, 6]),
     softcap=st.sampled_from([None, 2.0]),
+    with_sinks=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_attention_is_the_naive_loop(
-    lens, group, kv_heads, block_size, causal, window, softcap, seed
+    lens, group, kv_heads, block_size, causal, window, softcap, with_sinks, seed
 ):
     rng = np.random.default_rng(seed)
     query, kv = [new for new, _ in lens], [new + old for new, old in lens]
@@ -205,7 +209,8 @@ def test_attention_is_the_naive_loop(
         shape = (48, block_size, kv_heads, 4)
     q = f32(rng.normal(size=(sum(query), group * kv_heads, 4)))
     k, v = f32(rng.normal(size=shape)), f32(rng.normal(size=shape))
-    options = {"scale": 0.7, "causal": causal, "window": window, "softcap": softcap}
+    sinks = f32(rng.normal(size=group * kv_heads)) if with_sinks else None
+    options = {"scale": 0.7, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks}
     got = run("attention", q, k, v, metadata, **options)
     want = naive_attention(q, k, v, metadata, **options)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

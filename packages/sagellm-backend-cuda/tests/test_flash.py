@@ -30,6 +30,7 @@ class TestFlash:
             ((9, 0), {"head_dim": 512}, "head_dim 512"),
             ((9, 0), {"head_dim": 36}, "head_dim 36"),
             ((9, 0), {"softcap": 30.0}, "no softcap"),
+            ((9, 0), {"has_sinks": True}, "no sinks"),
         ],
     )
     def test_its_rules(self, capability, statics, said):

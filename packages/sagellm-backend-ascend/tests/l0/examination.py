@@ -41,6 +41,7 @@ def attention_cases(dtype):
         ("prompt-longer-keys", [5, 17], [9, 17], (4, 1, 128), None, {}),
         ("prompt-bidirectional", [5, 17], [5, 17], (2, 2, 128), None, {"causal": False}),
         ("prompt-softcap", [9], [9], (2, 2, 128), None, {"softcap": 4.0}),
+        ("decode-sinks", [1, 1], [200, 5], (4, 2, 128), 128, {"sinks": 2.0}),
     ):
         yield _random(rng, dtype, label, query, kv, heads, block, **options)
     k, v = (rng.standard_normal((2, 128, 2, 128)).astype(dtype.numpy) for _ in range(2))

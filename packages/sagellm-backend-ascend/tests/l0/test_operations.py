@@ -25,7 +25,7 @@ def test_attention_in_the_shapes_that_the_vendor_serves(make, version):
     backend = make(version)
     found = attention_findings(backend)
     assert [item for item in found if not item.passed] == []
-    assert len(found) == 10 * len(backend.compute_dtypes)
+    assert len(found) == 11 * len(backend.compute_dtypes)
 
 
 def test_a_chip_without_bf16_refuses_it_by_name(make):

@@ -122,6 +122,7 @@ def test_copies_to_pinned_host_pools_return_before_they_are_done(make):
         ({"block_size": 16}, "blocks of 128, not 16"),
         ({"window": 64}, "windows"),
         ({"softcap": 2.0}, "softcap"),
+        ({"has_sinks": True}, "sinks"),
         ({"mode": "ragged_prefill", "head_dim": 64}, "heads of 128, not 64"),
         ({"mode": "paged_decode", "head_dim": 40}, "multiple of 16"),
         ({"num_heads": 130, "num_kv_heads": 2}, "64 query heads"),
@@ -150,7 +151,7 @@ def test_a_kernel_resolved_without_statics_serves_what_the_vendor_does_not(make)
         CALLED.clear()
         out = kernel(**{name: to_native(backend, value) for name, value in arguments.items()})
         assert out.shape == arguments["q"].shape
-        plain = case.label in ("decode-window", "prompt-softcap", "decode-shared")
+        plain = case.label in ("decode-window", "prompt-softcap", "decode-sinks", "decode-shared")
         assert bool(CALLED) == (not plain), case.label
 
 

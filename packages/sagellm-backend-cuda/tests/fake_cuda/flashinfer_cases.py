@@ -23,6 +23,7 @@ def attention_cases(dtype):
         ("decode-group-5", [1, 1], [20, 5], (5, 1, 64), 16, {}),
         ("decode-window", [1, 1], [40, 5], (4, 2, 64), 16, {"window": 7}),
         ("decode-softcap", [1, 1], [40, 5], (4, 4, 64), 16, {"softcap": 3.0}),
+        ("decode-sinks", [1, 1], [40, 5], (4, 2, 64), 16, {"sinks": 2.0}),
         ("chunk", [3, 13, 1], [21, 13, 40], (4, 2, 64), 16, {}),
         ("chunk-bidirectional", [3, 9], [20, 9], (2, 2, 128), 16, {"causal": False}),
         ("chunk-window", [3, 9], [20, 9], (2, 1, 64), 4, {"window": 5}),

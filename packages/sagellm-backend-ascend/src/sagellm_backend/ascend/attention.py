@@ -40,6 +40,7 @@ def limits(
     block_size: int | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    has_sinks: bool = False,
     **_: Any,
 ) -> list[str]:
     """Why the operator does not take these statics; those that are not known are no reason."""
@@ -50,6 +51,8 @@ def limits(
         found.append("it is not used for windows")
     if softcap is not None:
         found.append("it has no softcap")
+    if has_sinks:
+        found.append("it is not used for sinks")
     if block_size not in (None, BLOCK_SIZE):
         found.append(f"it takes blocks of {BLOCK_SIZE}, not {block_size}")
     if head_dim is not None and mode == "paged_decode" and (head_dim % 16 or head_dim > 512):
@@ -73,8 +76,10 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    plain.check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
+    options: dict[str, Any] = {"window": window, "softcap": softcap, "sinks": sinks}
+    plain.check(q, k, v, metadata, scale=scale, causal=causal, **options)
     require_one_device("attention", q, k, v)
     unfit = limits(
         DType.parse(q.dtype),
@@ -85,11 +90,10 @@ def attention(
         metadata.block_size,
         window,
         softcap,
+        sinks is not None,
     )
     if unfit or not _are_readable(k, v, metadata):
-        return device_kernels.attention(
-            q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap
-        )
+        return device_kernels.attention(q, k, v, metadata, scale=scale, causal=causal, **options)
     if metadata.mode == "paged_decode":
         return _decode(q, k, v, metadata, scale)
     return _prefill(q, k, v, metadata, scale, causal=causal)

@@ -38,6 +38,7 @@ def limits(
     block_size: int | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    has_sinks: bool = False,
     **_: Any,
 ) -> list[str]:
     """Why the operators do not take these statics; those that are not known are no reason."""
@@ -52,6 +53,8 @@ def limits(
         found.append("they have no windows")
     if softcap is not None:
         found.append("they have no softcap")
+    if has_sinks:
+        found.append("they have no sinks")
     if block_size not in (None, BLOCK_SIZE):
         found.append(f"they take blocks of {BLOCK_SIZE}, not {block_size}")
     if head_dim is not None and (head_dim % TILE or head_dim > _MAX_DIM):
@@ -69,19 +72,25 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    plain.check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
+    options: dict[str, Any] = {"window": window, "softcap": softcap, "sinks": sinks}
+    plain.check(q, k, v, metadata, scale=scale, causal=causal, **options)
     require_one_device("attention", q, k, v)
     unfit = limits(
-        DType.parse(q.dtype), metadata.mode, q.shape[2], metadata.block_size, window, softcap
+        DType.parse(q.dtype),
+        metadata.mode,
+        q.shape[2],
+        metadata.block_size,
+        window,
+        softcap,
+        sinks is not None,
     )
     if not unfit and metadata.mode == "paged_decode" and metadata.batch <= _MAX_BATCH:
         return _decode(q, k, v, metadata, scale)
     if not unfit and causal and _is_whole_prompts(metadata):
         return _prefill(q, k, v, metadata, scale)
-    return device_kernels.attention(
-        q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap
-    )
+    return device_kernels.attention(q, k, v, metadata, scale=scale, causal=causal, **options)
 
 
 def _is_whole_prompts(metadata: AttentionMetadata) -> bool:

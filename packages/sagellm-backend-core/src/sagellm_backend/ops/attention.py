@@ -26,6 +26,7 @@ from sagellm_backend.ops.statics import (
 from sagellm_backend.ops.table import Arguments, declare
 
 _FP32_ROUNDOFF = DType.FP32.unit_roundoff
+_SINKS = Arg("hq", "fp32", optional=True)
 
 
 def _specialise(arguments: Arguments) -> Mapping[str, Arg]:
@@ -36,7 +37,7 @@ def _specialise(arguments: Arguments) -> Mapping[str, Arg]:
             hint="Make one with backend.attention_metadata(...).",
         )
     keys = Arg("tk hk d" if metadata.block_table is None else "blocks s hk d")
-    return {"q": Arg("t hq d"), "k": keys, "v": keys}
+    return {"q": Arg("t hq d"), "k": keys, "v": keys, "sinks": _SINKS}
 
 
 def _relate(arguments: Arguments, bindings: Bindings) -> str | None:
@@ -78,15 +79,28 @@ def _visible(query_len: int, kv_len: int, window: int | None, *, causal: bool) -
 
 
 def _probabilities(
-    q: Array, k: Array, *, scale: float, causal: bool, window: int | None, softcap: float | None
+    q: Array,
+    k: Array,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
 ) -> Array:
     """Softmax weights of one sequence, as (heads, queries, keys); heads of k are those of q."""
     logits = np.einsum("qhd,khd->hqk", q, k) * scale
     if softcap is not None:
         logits = softcap * np.tanh(logits / softcap)
     logits = np.where(_visible(len(q), len(k), window, causal=causal), logits, -np.inf)
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: Array = powers / powers.sum(axis=-1, keepdims=True)
+    highest = logits.max(axis=-1, keepdims=True)
+    extra: Array | float = 0.0
+    if sinks is not None:
+        sink = f64(sinks)[:, None, None]
+        highest = np.maximum(highest, sink)
+        extra = np.exp(sink - highest)
+    powers = np.exp(logits - highest)
+    result: Array = powers / (powers.sum(axis=-1, keepdims=True) + extra)
     return result
 
 
@@ -115,20 +129,18 @@ def _magnitude(
     cast = 0.0 if dtype is DType.FP32 else dtype.unit_roundoff / _FP32_ROUNDOFF
     result = np.zeros(q.shape)
     for rows, query, keys, values in _sequences(q, k, v, metadata):
-        weights = _probabilities(query, keys, scale=scale, **_defaults(options))
+        weights = _probabilities(query, keys, scale=scale, **options)
         logit = np.einsum("qhd,khd->hqk", np.abs(query), np.abs(keys)).max(axis=-1) * scale
+        if options.get("sinks") is not None:
+            logit = np.maximum(logit, np.abs(f64(options["sinks"]))[:, None])
         error = cast + 4 * (logit + (options.get("softcap") or 0.0)) + 16
         terms = np.einsum("hqk,khd->qhd", weights, np.abs(values))
         result[rows] = error.T[..., None] * terms
     return (result,)
 
 
-def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"causal": True, "window": None, "softcap": None, **options}
-
-
 @declare(
-    args={"q": Arg("t hq d"), "k": Arg("... hk d"), "v": Arg("... hk d")},
+    args={"q": Arg("t hq d"), "k": Arg("... hk d"), "v": Arg("... hk d"), "sinks": _SINKS},
     returns=(Arg("t hq d"),),
     accuracy=Accuracy.ACCUMULATED,
     kind=KernelKind.ATTENTION,
@@ -138,6 +150,7 @@ def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
         "causal": Static(boolean),
         "window": Static(optional(positive_int)),
         "softcap": Static(optional(positive_real)),
+        "has_sinks": Static(boolean, lambda arguments: arguments["sinks"] is not None),
         "mode": Static(
             choice("ragged_prefill", "paged_prefill", "paged_decode"),
             lambda arguments: arguments["metadata"].mode,
@@ -163,6 +176,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Array | None = None,
 ) -> Array:
     """Softmax attention of each sequence's new tokens over all of its tokens.
 
@@ -173,14 +187,16 @@ def attention(
 
     Logits are ``q . k * scale``: the scale is applied here, once, and nothing is divided by
     ``sqrt(d)``. With a ``softcap`` c they become ``c * tanh(logits / c)``. Then ``causal`` hides the
-    keys behind the query's position, and a ``window`` of w those at or before position - w. The
-    softmax is computed in fp32 or better. Slots that hold no token of the sequence are not read
-    into the result, whatever they hold, NaN included.
+    keys behind the query's position, and a ``window`` of w those at or before position - w. A head's
+    entry in ``sinks`` is one more logit, of a key whose value is 0: it is neither scaled, capped nor
+    hidden, and the weights of the keys that are seen add up to less than 1. The softmax is computed
+    in fp32 or better. Slots that hold no token of the sequence are not read into the result,
+    whatever they hold, NaN included.
     """
     result = np.zeros(q.shape)
     for rows, query, keys, values in _sequences(q, k, v, metadata):
         weights = _probabilities(
-            query, keys, scale=scale, causal=causal, window=window, softcap=softcap
+            query, keys, scale=scale, causal=causal, window=window, softcap=softcap, sinks=sinks
         )
         result[rows] = np.einsum("hqk,khd->qhd", weights, values)
     return result

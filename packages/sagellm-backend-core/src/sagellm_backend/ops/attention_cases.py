@@ -31,6 +31,7 @@ def _ragged(rng: np.random.Generator, dtype: DType) -> Iterator[Case]:
         ("window-one", [6], 2, 1, 16, {"window": 1}),
         ("softcap", [21], 4, 2, 64, {"softcap": 5.0}),
         ("bidirectional", [13, 4], 2, 2, 32, {"causal": False}),
+        ("sinks", [9, 30], 8, 4, 32, {"sinks": 2.0}),
     ):
         yield _random(
             rng, dtype, f"ragged-{label}", query, query, (heads, kv_heads, size), **options
@@ -46,6 +47,7 @@ def _paged(rng: np.random.Generator, dtype: DType) -> Iterator[Case]:
         ("prefill-window", [9, 5], [40, 5], (2, 2, 16), 8, {"window": 7}),
         ("prefill-softcap", [9, 5], [40, 5], (2, 1, 16), 8, {"softcap": 3.0}),
         ("prefill-bidirectional", [6, 3], [14, 3], (2, 2, 16), 4, {"causal": False}),
+        ("prefill-sinks", [9, 5], [40, 5], (4, 2, 16), 8, {"sinks": 2.0, "window": 7}),
         ("decode-one", [1], [1], (1, 1, 8), 16, {}),
         ("decode-edges", [1] * 6, edges, (4, 4, 64), 16, {}),
         ("decode-gqa2", [1] * 6, edges, (4, 2, 64), 16, {}),
@@ -54,6 +56,8 @@ def _paged(rng: np.random.Generator, dtype: DType) -> Iterator[Case]:
         ("decode-block1", [1, 1], [5, 3], (2, 1, 16), 1, {}),
         ("decode-window", [1, 1, 1], [50, 3, 16], (4, 2, 32), 16, {"window": 16}),
         ("decode-softcap", [1, 1], [50, 19], (4, 2, 32), 16, {"softcap": 10.0}),
+        ("decode-sinks", [1, 1, 1], [50, 1, 700], (8, 2, 64), 16, {"sinks": 2.0}),
+        ("decode-sinks-high", [1, 1], [50, 19], (4, 2, 32), 16, {"sinks": 60.0, "softcap": 10.0}),
     ):
         yield _random(rng, dtype, label, query, kv, shape, size, **options)
 
@@ -66,13 +70,19 @@ def _random(
     kv: Lengths,
     shape: tuple[int, int, int],
     block_size: int | None = None,
+    sinks: float | None = None,
     **options: Any,
 ) -> Case:
-    """Normal data, with queries four times as large so that the logits have a wide range."""
+    """Normal data, with queries four times as large so that the logits have a wide range.
+
+    ``sinks`` are spread by so much about 0: some heads give most of their weight away, some none.
+    """
     heads, kv_heads, size = shape
     k, v = (normal(rng, dtype, sum(kv), kv_heads, size) for _ in range(2))
     q = normal(rng, dtype, sum(query), heads, size, scale=4.0)
     placed = _place(rng, query, kv, k, v, block_size)
+    if sinks is not None:
+        options["sinks"] = rng.normal(0.0, sinks, heads).astype(np.float32)
     return Case(label, q=q, **placed, scale=size**-0.5, **options)
 
 

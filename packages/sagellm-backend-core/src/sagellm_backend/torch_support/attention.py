@@ -39,8 +39,10 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
+    options: dict[str, Any] = {"causal": causal, "window": window}
+    check(q, k, v, metadata, scale=scale, softcap=softcap, sinks=sinks, **options)
     if metadata.block_table is not None and BLOCKS not in metadata.native:
         prepare(metadata, q.device)
     out = q.new_empty(q.shape)  # empty_like with a format warns on NPUs
@@ -48,14 +50,26 @@ def attention(
         first, last = int(metadata.cu_query[sequence]), int(metadata.cu_query[sequence + 1])
         keys, values = _keys_of(sequence, k, v, metadata)
         mask = _mask(last - first, keys.shape[0], causal, window, q.device)
-        out[first:last] = _attend(q[first:last], keys, values, mask, scale, softcap)
+        out[first:last] = _attend(q[first:last], keys, values, mask, scale, softcap, sinks)
     return out
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, **options: Any) -> None:
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    metadata: AttentionMetadata,
+    *,
+    sinks: Tensor | None = None,
+    **options: Any,
+) -> None:
     """Raise :class:`MisuseError` for arguments that :func:`attention` does not take."""
     _check_arrays(q, k, v, metadata)
     _check_options(**options)
+    if sinks is None:
+        return
+    if sinks.shape != q.shape[1:2] or sinks.dtype is not torch.float32 or sinks.device != q.device:
+        raise MisuseError
 
 
 def _check_arrays(q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
@@ -113,7 +127,13 @@ def _mask(
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """One sequence: q (queries, heads, dim) against k and v (keys, kv_heads, dim)."""
     queries, heads, dim = q.shape
@@ -124,33 +144,48 @@ def _attend(
         rows = q.reshape(kv_heads, heads // kv_heads, dim)
     else:
         rows = q.transpose(0, 1)
-    if softcap is not None:
-        return _attend_softcap(rows, keys, values, mask, scale, softcap, queries)
-    out = functional.scaled_dot_product_attention(
-        rows.unsqueeze(0),
-        keys.unsqueeze(0),
-        values.unsqueeze(0),
-        attn_mask=mask,
-        scale=scale,
-        enable_gqa=queries > 1 and heads != kv_heads,
-    ).squeeze(0)
+    if softcap is not None or sinks is not None:
+        out = _attend_stepwise(rows, keys, values, mask, scale, softcap, sinks)
+    else:
+        out = functional.scaled_dot_product_attention(
+            rows.unsqueeze(0),
+            keys.unsqueeze(0),
+            values.unsqueeze(0),
+            attn_mask=mask,
+            scale=scale,
+            enable_gqa=queries > 1 and heads != kv_heads,
+        ).squeeze(0)
     return out.reshape(1, heads, dim) if queries == 1 else out.transpose(0, 1)
 
 
-def _attend_softcap(
+def _attend_stepwise(
     rows: Tensor,
     keys: Tensor,
     values: Tensor,
     mask: Tensor | None,
     scale: float,
-    softcap: float,
-    queries: int,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     groups = rows.shape[0] // keys.shape[0]
     keys = keys.float().repeat_interleave(groups, 0)
-    values_32 = values.float().repeat_interleave(groups, 0)
-    logits = softcap * torch.tanh(rows.float() @ keys.transpose(1, 2) * (scale / softcap))
+    values = values.float().repeat_interleave(groups, 0)
+    logits = cap(rows.float() @ keys.transpose(1, 2) * scale, softcap)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
-    out = (logits.softmax(-1) @ values_32).to(rows.dtype)
-    return out.reshape(1, -1, out.shape[-1]) if queries == 1 else out.transpose(0, 1)
+    if sinks is not None:
+        sinks = sinks.view(rows.shape[0], -1, 1)
+    return (softmax(logits, sinks) @ values).to(rows.dtype)
+
+
+def cap(logits: Tensor, softcap: float | None) -> Tensor:
+    """``softcap * tanh(logits / softcap)``; as they are without a softcap."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    """Weights over the last axis; ``sinks``, which broadcast to a column, take a share of them."""
+    if sinks is None:
+        return logits.softmax(-1)
+    column = sinks.expand(*logits.shape[:-1], 1)
+    return torch.cat((logits, column), -1).softmax(-1)[..., :-1]

@@ -62,13 +62,13 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
+    options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
     if metadata.mode != "paged_decode":
-        return plain.attention(
-            q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap
-        )
-    plain.check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
-    return paged_decode(q, k, v, step.prepare(metadata, q.device), scale, window, softcap)
+        return plain.attention(q, k, v, metadata, causal=causal, **options)
+    plain.check(q, k, v, metadata, causal=causal, **options)
+    return paged_decode(q, k, v, step.prepare(metadata, q.device), **options)
 
 
 def paged_decode(
@@ -76,9 +76,11 @@ def paged_decode(
     k: Tensor,
     v: Tensor,
     now: step.Step,
+    *,
     scale: float,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """One token of each sequence against its blocks, all of the table's width, the rest masked.
 
@@ -89,7 +91,7 @@ def paged_decode(
     each = now.table.shape[1] * k[0].numel() * k.itemsize
     rows = max(1, GATHERED // each)
     parts = [
-        _decode(*some, k, v, scale, window, softcap)
+        _decode(*some, k, v, scale, window, softcap, sinks)
         for some in zip(q.split(rows), now.table.split(rows), now.kv_lens.split(rows), strict=True)
     ]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -104,6 +106,7 @@ def _decode(
     scale: float,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     batch, heads, dim = q.shape
     size, kv_heads = k.shape[1:3]
@@ -123,16 +126,16 @@ def _decode(
     rows = q.reshape(batch, kv_heads, heads // kv_heads, dim)
     seen = used if window is None else used & (position > lengths - 1 - window)
     mask = seen.view(batch, 1, 1, length)
-    if softcap is None and q.dtype is not torch.float32:
+    if softcap is None and sinks is None and q.dtype is not torch.float32:
         out = functional.scaled_dot_product_attention(
             rows, keys, values, attn_mask=mask, scale=scale
         )
     else:
         # Fused kernels may approximate exp() with more than fp32's roundoff.
-        logits = rows.float() @ keys.float().transpose(-1, -2) * scale
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        weights = logits.masked_fill(~mask, -torch.inf).softmax(-1)
+        logits = plain.cap(rows.float() @ keys.float().transpose(-1, -2) * scale, softcap)
+        if sinks is not None:
+            sinks = sinks.view(kv_heads, -1, 1)
+        weights = plain.softmax(logits.masked_fill(~mask, -torch.inf), sinks)
         out = (weights @ values.float()).to(q.dtype)
     return out.reshape(batch, heads, dim)
 

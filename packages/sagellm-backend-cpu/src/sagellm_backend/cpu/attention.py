@@ -62,6 +62,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention, as the operation's table says.
 
@@ -73,8 +74,9 @@ def attention(
         "causal": causal,
         "window": window,
         "softcap": softcap,
+        "sinks": sinks,
     }
-    if metadata.block_table is None or not _fits(q, k, v):
+    if sinks is not None or metadata.block_table is None or not _fits(q, k, v):
         return plain.attention(q, k, v, metadata, **options)
     plain.check(q, k, v, metadata, **options)
     function = KERNELS[q.dtype].function()

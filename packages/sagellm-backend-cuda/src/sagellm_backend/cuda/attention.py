@@ -52,6 +52,7 @@ def shortfalls(
     head_dim: int | None = None,
     block_size: int | None = None,
     softcap: float | None = None,
+    has_sinks: bool = False,
     **_: Any,
 ) -> list[str]:
     """Why flash attention does not serve these statics on a card of this compute capability."""
@@ -69,6 +70,8 @@ def shortfalls(
         found.append(f"blocks of {block_size} tokens are no multiple of {PAGES}")
     if softcap is not None:
         found.append("it has no softcap")
+    if has_sinks:
+        found.append("it has no sinks")
     return found
 
 
@@ -85,12 +88,13 @@ def make(capability: tuple[int, int]) -> Callable[..., Tensor]:
         causal: bool = True,
         window: int | None = None,
         softcap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         if q.is_cpu:
             raise MisuseError
         options: dict[str, Any] = {"causal": causal, "window": window, "softcap": softcap}
-        if not _fits(q, k, v, metadata, softcap, capability):
-            return device_kernels.attention(q, k, v, metadata, scale=scale, **options)
+        if sinks is not None or not _fits(q, k, v, metadata, softcap, capability):
+            return device_kernels.attention(q, k, v, metadata, scale=scale, sinks=sinks, **options)
         plain.check(q, k, v, metadata, scale=scale, **options)
         require_one_device("attention", q, k, v)  # the kernels do not look
         return _flash(q, k, v, metadata, scale, causal, window)

@@ -100,12 +100,18 @@ def rope_limits(
 
 
 def attention_limits(
-    dtype: DType | None = None, head_dim: int | None = None, mode: str | None = None, **_: Any
+    dtype: DType | None = None,
+    head_dim: int | None = None,
+    mode: str | None = None,
+    has_sinks: bool = False,
+    **_: Any,
 ) -> list[str]:
     """Why flashinfer's attention does not take these statics."""
     found = [*half_limits(dtype), *_head_limits(head_dim)]
     if mode == "ragged_prefill":
         found.append("packed keys are left to torch's flash kernels")
+    if has_sinks:
+        found.append("flashinfer is not used for sinks")
     return found
 
 
@@ -169,12 +175,13 @@ def _attention(
         causal: bool = True,
         window: int | None = None,
         softcap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         if q.is_cpu:
             raise MisuseError
         options: dict[str, Any] = {"causal": causal, "window": window, "softcap": softcap}
-        if not _fits(q, k, v, metadata) or capturing():
-            return otherwise(q, k, v, metadata, scale=scale, **options)
+        if sinks is not None or not _fits(q, k, v, metadata) or capturing():
+            return otherwise(q, k, v, metadata, scale=scale, sinks=sinks, **options)
         plain.check(q, k, v, metadata, scale=scale, **options)
         require_one_device("attention", q, k, v)
         _, heads, size = q.shape

@@ -53,22 +53,32 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Any | None = None,
 ) -> Any:
-    check(q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap)
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks}
+    check(q, k, v, metadata, causal=causal, window=window, **options)
     step = prepare(metadata, q.place)
     if step is not None and metadata.mode == "paged_decode":
-        return _decode(q, k, v, step, scale, window, softcap)
+        return _decode(q, k, v, step, window, **options)
     out = []
     for sequence in range(metadata.batch):
         first, last = (int(metadata.cu_query[sequence + edge]) for edge in (0, 1))
         keys, values = _keys_of(sequence, k, v, metadata, step)
         seen = _mask(last - first, keys.shape[1], causal, window, q.place)
         rows = paddle.transpose(q[first:last], [1, 0, 2])
-        out.append(paddle.transpose(_attend(rows, keys, values, seen, scale, softcap), [1, 0, 2]))
+        out.append(paddle.transpose(_attend(rows, keys, values, seen, **options), [1, 0, 2]))
     return paddle.concat(out)
 
 
-def check(q: Any, k: Any, v: Any, metadata: AttentionMetadata, **options: Any) -> None:
+def check(
+    q: Any,
+    k: Any,
+    v: Any,
+    metadata: AttentionMetadata,
+    *,
+    sinks: Any | None = None,
+    **options: Any,
+) -> None:
     """Raise :class:`MisuseError` for arguments that :func:`attention` does not take."""
     paged = metadata.block_table is not None
     if q.ndim != 3 or k.ndim != 3 + paged or k.shape != v.shape:
@@ -80,6 +90,8 @@ def check(q: Any, k: Any, v: Any, metadata: AttentionMetadata, **options: Any) -
     if not (q.dtype == k.dtype == v.dtype and q.dtype in FLOATING):
         raise MisuseError
     _check_options(**options)
+    if sinks is not None and (sinks.shape != q.shape[1:2] or sinks.dtype != paddle.float32):
+        raise MisuseError
     if not paged:
         if k.shape[0] != metadata.cu_kv[-1]:
             raise MisuseError
@@ -148,7 +160,14 @@ def _mask(queries: int, keys: int, causal: bool, window: int | None, place: Any)
 
 
 def _attend(
-    rows: Any, keys: Any, values: Any, seen: Any | None, scale: float, softcap: float | None
+    rows: Any,
+    keys: Any,
+    values: Any,
+    seen: Any | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    sinks: Any | None,
 ) -> Any:
     """Rows (heads, queries, dim) against keys and values (kv_heads, keys, dim)."""
     heads, queries, dim = rows.shape
@@ -158,7 +177,9 @@ def _attend(
     logits = paddle.reshape(_logits(grouped, keys, scale, softcap), [heads, queries, -1])
     if seen is not None:
         logits = paddle.where(seen, logits, paddle.full_like(logits, -float("inf")))
-    weights = paddle.reshape(softmax_of(logits), [kv_heads, -1, keys.shape[1]])
+    if sinks is not None:
+        sinks = paddle.reshape(sinks, [heads, 1, 1])
+    weights = paddle.reshape(_weights(logits, sinks), [kv_heads, -1, keys.shape[1]])
     out = paddle.matmul(weights, paddle.cast(values, "float32"))
     return paddle.cast(paddle.reshape(out, [heads, queries, dim]), rows.dtype)
 
@@ -171,9 +192,15 @@ def _logits(rows: Any, keys: Any, scale: float, softcap: float | None) -> Any:
     return paddle.scale(paddle.tanh(paddle.scale(logits, 1 / float(softcap))), float(softcap))
 
 
-def _decode(
-    q: Any, k: Any, v: Any, step: Step, scale: float, window: int | None, softcap: float | None
-) -> Any:
+def _weights(logits: Any, sinks: Any | None) -> Any:
+    """The softmax of the last axis; ``sinks``, which broadcast to a column, take a share of it."""
+    if sinks is None:
+        return softmax_of(logits)
+    column = paddle.expand(sinks, [*logits.shape[:-1], 1])
+    return softmax_of(paddle.concat([logits, column], axis=-1))[..., :-1]
+
+
+def _decode(q: Any, k: Any, v: Any, step: Step, window: int | None, **options: Any) -> Any:
     """One token of each sequence against its blocks, all of the table's width, the rest masked.
 
     So many sequences are gathered at a time as :data:`GATHERED` has room for.
@@ -186,9 +213,8 @@ def _decode(
             k,
             v,
             Step(step.table[first : first + rows], step.kv_lens[first : first + rows]),
-            scale,
             window,
-            softcap,
+            **options,
         )
         for first in range(0, batch, rows)
     ]
@@ -196,7 +222,15 @@ def _decode(
 
 
 def _decode_some(
-    q: Any, k: Any, v: Any, step: Step, scale: float, window: int | None, softcap: float | None
+    q: Any,
+    k: Any,
+    v: Any,
+    step: Step,
+    window: int | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    sinks: Any | None,
 ) -> Any:
     batch, heads, dim = q.shape
     size, kv_heads = k.shape[1:3]
@@ -215,7 +249,9 @@ def _decode_some(
     logits = _logits(rows, keys, scale, softcap)
     mask = paddle.reshape(seen, [batch, 1, 1, -1])
     logits = paddle.where(mask, logits, paddle.full_like(logits, -float("inf")))
-    out = paddle.matmul(softmax_of(logits), values)
+    if sinks is not None:
+        sinks = paddle.reshape(sinks, [1, kv_heads, -1, 1])
+    out = paddle.matmul(_weights(logits, sinks), values)
     return paddle.cast(paddle.reshape(out, [batch, heads, dim]), q.dtype)
 
 

@@ -33,8 +33,9 @@ def _labels(_: CapabilityDescriptor) -> tuple[str, ...]:
 def attention(exam: Exam) -> None:
     """Attention is as near to its float64 reference as fp32 softmax and one rounding allow.
 
-    Ragged and paged, prefill and decode, with grouped heads, windows and softcaps; unused slots
-    hold NaN. Kills a wrong scale or mask, a head map, a narrow sum, a read of what is not there.
+    Ragged and paged, prefill and decode, with grouped heads, windows, softcaps and sinks; unused
+    slots hold NaN. Kills a wrong scale or mask, a head map, a narrow sum, a read of what is not
+    there.
     """
     compare(exam, ATTENTION)
 

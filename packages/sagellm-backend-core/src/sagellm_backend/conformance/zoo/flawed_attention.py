@@ -53,7 +53,9 @@ class FlawedAttention:
 
     ``head_of`` gives the kv head of (query head, group size, kv heads), ``first`` the position of
     the first query of (query length, kv length), ``scaled`` the factor of (scale, head size).
-    ``ahead`` and ``behind`` are keys seen beyond the mask and beyond the window.
+    ``sink_of`` gives the sink of (sinks, query head, group size), ``sunk`` the logits that stand for
+    it, of (sink, scale, softcap, kv length). ``ahead`` and ``behind`` are keys seen beyond the mask
+    and beyond the window.
     """
 
     gather: Gather = gather
@@ -62,6 +64,8 @@ class FlawedAttention:
     first: Callable[[int, int], int] = lambda query_len, kv_len: kv_len - query_len
     scaled: Callable[[float, int], float] = lambda scale, _: scale
     capped: Callable[[Array, float], Array] = lambda logits, cap: cap * np.tanh(logits / cap)
+    sink_of: Callable[[Array, int, int], float] = lambda sinks, head, _: float(sinks[head])
+    sunk: Callable[[float, float, float | None, int], list[float]] = lambda sink, *_: [sink]
     mask: Callable[[bool], bool] = lambda causal: causal
     ahead: int = 0
     behind: int = 0
@@ -77,6 +81,7 @@ class FlawedAttention:
         causal: bool = True,
         window: int | None = None,
         softcap: float | None = None,
+        sinks: Array | None = None,
     ) -> Array:
         """The rows of every sequence, head by head, in float64."""
         result = np.zeros(q.shape)
@@ -89,12 +94,19 @@ class FlawedAttention:
             position = self.first(count, length) + np.arange(count)[:, None]
             seen = self._seen(position, len(keys), length, window, causal=causal)
             for head in range(q.shape[1]):
-                other = self.head_of(head, q.shape[1] // kv_heads, kv_heads)
+                group = q.shape[1] // kv_heads
+                other = self.head_of(head, group, kv_heads)
                 factor = self.scaled(scale, q.shape[2])
                 logits = f64(q[rows, head]) @ keys[:, other].T * factor
                 if softcap is not None:
                     logits = self.capped(logits, softcap)
-                weights = self.weigh(np.where(seen, logits, -np.inf))
+                logits = np.where(seen, logits, -np.inf)
+                if sinks is not None:
+                    sink = self.sink_of(sinks, head, group)
+                    extra = self.sunk(sink, scale, softcap, length)
+                    logits = np.pad(logits, ((0, 0), (0, len(extra))))
+                    logits[:, logits.shape[1] - len(extra) :] = extra
+                weights = self.weigh(logits)[:, : len(keys)]
                 result[rows, head] = weights @ values[:, other]
         return result
 

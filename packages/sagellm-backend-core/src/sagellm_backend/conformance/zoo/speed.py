@@ -163,11 +163,20 @@ def attention_answers_as_before(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Array | None = None,
 ) -> Any:
     key = (metadata.block_table.tobytes(), q.shape)
     if key not in _products:
         _products[key] = OPERATIONS["attention"].reference(
-            q, k, v, metadata, scale=scale, causal=causal, window=window, softcap=softcap
+            q,
+            k,
+            v,
+            metadata,
+            scale=scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
         )
     return _products[key]
 
