@@ -14,6 +14,8 @@ from sagellm_backend.ops.statics import Static, positive_real
 from sagellm_backend.ops.table import declare
 
 _EPS = {"eps": Static(positive_real)}
+_SMALL = 1e-3
+_RESIDUALS = {"small": _SMALL, "smaller-eps": _SMALL, "zeros": 0.0}
 
 
 def _inputs(rng: np.random.Generator, dtype: DType) -> Iterator[tuple[str, Array, Array, float]]:
@@ -25,7 +27,9 @@ def _inputs(rng: np.random.Generator, dtype: DType) -> Iterator[tuple[str, Array
     weight = normal(rng, dtype, 256)
     # The mean square of fp16 activations beyond 256 overflows fp16.
     yield "large", normal(rng, dtype, 5, 256, scale=100.0, limit=300), weight, 1e-6
-    yield "small", normal(rng, dtype, 5, 256, scale=1e-3), weight, 1e-5
+    # Rows as small as the root of eps show what was taken for it: a constant, or fp16's nearest.
+    yield "small", normal(rng, dtype, 5, 256, scale=_SMALL), weight, 1e-5
+    yield "smaller-eps", normal(rng, dtype, 5, 256, scale=_SMALL), weight, 1e-6
     yield "zeros", np.zeros((3, 256), dtype.numpy), weight, 1e-6
     yield "empty", np.zeros((0, 256), dtype.numpy), weight, 1e-6
 
@@ -64,7 +68,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 def _add_rms_norm_cases(rng: np.random.Generator, dtype: DType) -> Iterator[Case]:
     for label, x, weight, eps in _inputs(rng, dtype):
-        residual = normal(rng, dtype, *x.shape, scale=0.0 if label == "zeros" else 2.0)
+        residual = normal(rng, dtype, *x.shape, scale=_RESIDUALS.get(label, 2.0))
         yield Case(label, x=x, residual=residual, weight=weight, eps=eps)
 
 

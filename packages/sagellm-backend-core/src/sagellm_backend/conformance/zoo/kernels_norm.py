@@ -33,6 +33,18 @@ def rms_norm_adds_eps_late(x: Array, weight: Array, eps: float) -> Array:
     return found
 
 
+@kernel_fault("rms_norm", "An RMS norm rounds eps to the storage dtype", kills=_RMS_NORM)
+def rms_norm_rounds_eps(x: Array, weight: Array, eps: float) -> Array:
+    return rms_norm(x, weight, float(np.asarray(eps).astype(x.dtype)))
+
+
+@kernel_fault(
+    "rms_norm", "An RMS norm of a half type takes 1e-5 for eps, whatever is asked", kills=_RMS_NORM
+)
+def rms_norm_has_an_eps_of_its_own(x: Array, weight: Array, eps: float) -> Array:
+    return rms_norm(x, weight, eps if x.dtype == np.float32 else 1e-5)
+
+
 @kernel_fault(
     "rms_norm", "An RMS norm squares in the storage dtype, which overflows in fp16", kills=_RMS_NORM
 )
@@ -59,6 +71,14 @@ def add_rms_norm_reads_x(
     x: Array, residual: Array, weight: Array, eps: float
 ) -> tuple[Array, Array]:
     return rms_norm(x, weight, eps), f64(x) + f64(residual)
+
+
+@kernel_fault("add_rms_norm", "A fused norm takes 1e-6 for eps", kills=_ADD_RMS_NORM)
+def add_rms_norm_has_an_eps_of_its_own(
+    x: Array, residual: Array, weight: Array, eps: float
+) -> tuple[Array, Array]:
+    del eps
+    return add_rms_norm(x, residual, weight, 1e-6)
 
 
 @kernel_fault("layer_norm", "A layer norm takes E[x^2] - E[x]^2 in fp32", kills=_LAYER_NORM)
