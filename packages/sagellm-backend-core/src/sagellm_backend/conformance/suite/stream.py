@@ -144,6 +144,7 @@ def stream_query_tells_the_truth(exam: Exam) -> None:
         load.check(result)
         if taken < work / 2:
             return
+        load.lengthen(work)
     exam.check(condition=False, message=f"a query took {taken:.1f} ms of {work:.1f} ms of work.")
 
 

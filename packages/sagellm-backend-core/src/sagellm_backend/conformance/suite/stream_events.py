@@ -106,6 +106,7 @@ def nobody_waits_too_long(exam: Exam) -> None:
             load.check(result)
             if taken < work / 2:
                 break
+            load.lengthen(work)
         exam.check(taken < work / 2, f"{words} took {taken:.1f} ms of {work:.1f} ms of work.")
 
 

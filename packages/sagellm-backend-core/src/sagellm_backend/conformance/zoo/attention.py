@@ -132,6 +132,23 @@ _FAULTS = {
         "The softcap gives tanh(logit / c) without c",
         FlawedAttention(capped=lambda logits, cap: np.tanh(logits / cap)),
     ),
+    "ignores-sinks": ("The sinks are ignored", FlawedAttention(sunk=lambda *_: [])),
+    "scales-sinks": (
+        "The sinks are scaled as logits are",
+        FlawedAttention(sunk=lambda sink, scale, *_: [sink * scale]),
+    ),
+    "caps-sinks": (
+        "The softcap is applied to the sinks too",
+        FlawedAttention(sunk=lambda sink, _, cap, __: [cap * np.tanh(sink / cap) if cap else sink]),
+    ),
+    "counts-sinks-in-every-split": (
+        "Each part of 256 keys has its sink",
+        FlawedAttention(sunk=lambda sink, _, __, length: [sink] * -(-length // 256)),
+    ),
+    "reads-sinks-by-kv-head": (
+        "A head has the sink of its kv head's number",
+        FlawedAttention(sink_of=lambda sinks, head, group: float(sinks[head // group])),
+    ),
     "scales-twice": (
         "1 / sqrt(d) is applied beside the scale",
         FlawedAttention(scaled=lambda scale, size: scale * size**-0.5),
