@@ -153,7 +153,7 @@ def attention_in_blocks(
         top = np.full((q.shape[1], len(queries), 1), -np.inf, np.float32)
         total, state = np.zeros_like(top), np.zeros((q.shape[1], *queries[:, 0].shape), np.float32)
         if sinks is not None:
-            top, total = top * 0 + sinks[:, None, None], total + 1
+            top, total = np.zeros_like(top) + f32(sinks)[:, None, None], total + 1
         for start in range(0, len(keys), 24):
             part = slice(start, start + 24)
             logits = np.einsum("qhd,khd->hqk", queries, keys[part])
