@@ -9,8 +9,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sagellm_backend import discovery, registry
+
+# A machine with other work is no failure of a property.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 PROVIDER = """
 class Provider:

@@ -24,11 +24,12 @@ def case(dtype, inputs=INPUTS, outputs=OUTPUTS):
 
 
 def assert_near(y, x, weight, bias=None):
-    """Within one rounding of the exact sum, and fp32's own errors."""
+    """Within one rounding of the exact sum, to a subnormal number too, and fp32's own errors."""
     bias = None if bias is None else bias.double()
     exact = functional.linear(x.double(), weight.double(), bias)
     reach = x.double().abs() @ weight.double().abs().T
-    bound = torch.finfo(y.dtype).eps * exact.abs() / 2 + 1e-5 * reach
+    info = torch.finfo(y.dtype)
+    bound = info.eps * exact.abs().clamp_min(info.smallest_normal) / 2 + 1e-5 * reach
     assert y.shape == exact.shape
     assert ((y.double() - exact).abs() <= bound).all()
 

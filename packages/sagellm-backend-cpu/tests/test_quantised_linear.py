@@ -117,9 +117,9 @@ def test_few_rows_and_many_agree(dtype):
     x, weight, scale, bias = int8_case(quantised.MAX_ROWS[dtype] + 1, 96, 40, dtype)
     many = quantised.linear_w8a16(x, weight, scale, bias)
     few = torch.cat([quantised.linear_w8a16(part, weight, scale, bias) for part in x.split(8)])
-    # The many are multiplied by weights that were rounded to the dtype.
+    # The many are multiplied by weights that were rounded to the dtype, and summed in another order.
     reach = x.float().abs() @ (weight * scale[:, None]).abs().T + 1
-    assert ((many - few).abs() <= 2 * torch.finfo(dtype).eps * reach).all()
+    assert ((many - few).abs() <= (2 * torch.finfo(dtype).eps + 1e-5) * reach).all()
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads():
