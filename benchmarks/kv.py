@@ -3,18 +3,22 @@
     OMP_NUM_THREADS=2 python benchmarks/kv.py
 
 Each row is our best time, the other's, and how many times faster ours is, best against best and
-median against median. Sides take turns in one process. libc's memcpy runs in a compiled loop over
-the same blocks, on the same threads of torch as our kernel. Block ids and the first provider of a
-process are rows of ``sagellm-backend bench``.
+median against median. Sides take turns in one process, in another order each time: what a side finds
+in the caches is what the one before it has left there. For the same reason every call has another of
+eight batches. libc's memcpy runs in a compiled loop over the same blocks, on the same threads of
+torch as our kernel. Block ids and the first provider of a process are rows of
+``sagellm-backend bench``.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import random
 import statistics
 import time
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 Row = dict[str, Any]
@@ -37,9 +41,11 @@ def in_turns(sides: list[Callable[[], object]], seconds: float) -> list[list[flo
     for side in sides:
         side()
     taken: list[list[float]] = [[] for _ in sides]
+    turns, order = list(zip(sides, taken, strict=True)), random.Random(0)
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
-        for side, figures in zip(sides, taken, strict=True):
+        order.shuffle(turns)
+        for side, figures in turns:
             began = time.perf_counter()
             side()
             figures.append(time.perf_counter() - began)
@@ -90,8 +96,8 @@ def copies(seconds: float) -> list[Row]:
     by_libc._kernel = libc  # type: ignore[attr-defined]  # noqa: SLF001
     by_torch, rng = TorchKVCopyPlan(*pools), np.random.default_rng(0)
     for count in (1, 8, 64, 512, 1024, 4096):
-        ids = [rng.permutation(8192)[:count] for _ in pools]
-        sides = [lambda p=p, ids=ids: p.copy(*ids) for p in (plan, by_libc, by_torch)]
+        ids = cycle([[rng.permutation(8192)[:count] for _ in pools] for _ in range(8)])
+        sides = [lambda p=p, ids=ids: p.copy(*next(ids)) for p in (plan, by_libc, by_torch)]
         ours, libcs, torchs = in_turns(sides, seconds)
         what = f"copy {count} blocks, {layout.page_bytes * count >> 10} KiB"
         rows += [row(what, "libc memcpy", ours, libcs), row(what, "_foreach_copy_", ours, torchs)]

@@ -11,6 +11,9 @@ from numba.extending import intrinsic
 
 from sagellm_backend.cpu.compiled.storage import mover, next_chunk, word
 
+_AHEAD = 512
+"""Bytes between a store and the line that is asked for: stores wait for memory (benchmarks/kv.py)."""
+
 
 @intrinsic
 def _fence(context: Any) -> Any:
@@ -21,6 +24,19 @@ def _fence(context: Any) -> Any:
         builder.call(builder.module.declare_intrinsic("llvm.x86.sse.sfence", (), kind), [])
 
     return types.void(), generate
+
+
+@intrinsic
+def _prefetch_to_write(context: Any, address: Any) -> Any:
+    """Ask for the cache line of an address, which is to be written soon; it need not be valid."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(call, [builder.inttoptr(args[0], pointer), number(1), number(3), number(1)])
+
+    return types.void(types.int64), generate
 
 
 def build(dtype: str) -> Callable[..., Any]:
@@ -57,7 +73,12 @@ def build(dtype: str) -> Callable[..., Any]:
                     for at in range(0, whole, 64):
                         move_line_past(write + at, read + at)
                 else:
-                    for at in range(0, whole, 64):
+                    # Lines behind the block may be another thread's to write, and are not asked for.
+                    early = max(whole - _AHEAD, 0)
+                    for at in range(0, early, 64):
+                        _prefetch_to_write(write + at + _AHEAD)
+                        move_line(write + at, read + at)
+                    for at in range(early, whole, 64):
                         move_line(write + at, read + at)
                 for at in range(whole, nbytes):
                     move_byte(write + at, read + at)
