@@ -1,4 +1,4 @@
-"""Packed weights, and the kernel for one row, against ``F.linear``: what ``cpu/linear.py`` stands on.
+"""Packed weights, and the kernel for few rows, against ``F.linear``: what ``cpu/linear.py`` stands on.
 
 Both sides are measured in turns in one process, over weights in rotation that together are larger
 than what a core's caches hold. A ratio above 1 is a gain. Run it with as many threads as the engine
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sagellm_backend.cpu import machine, one_row
+from sagellm_backend.cpu import few_rows, machine
 from sagellm_backend.cpu.linear import RULES, dtypes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,18 +83,22 @@ def measure(name: str, rows: list[int], args: argparse.Namespace) -> None:
     for size in rows:
         x = torch.randn(size, inputs).to(dtype)
         sides: list[Side] = [(functional.linear, weights), (packed, copies)]
-        if size == 1 and one_row.linear(x, weights[0], None) is not None:
-            sides.append((lambda row, weight: one_row.linear(row, weight, None), weights))
-        plain, ours, *row = in_turns(sides, x, args.seconds)
-        gain = f"{min(plain) / min(row[0]):.2f}" if row else ""
-        low, high = RULES[dtype].rows
-        rule = RULES[dtype]
-        large = weights[0].numel() >= rule.min_elements and inputs <= rule.max_inputs
+        if few_rows.linear(x, weights[0], None) is not None:
+            sides.append((lambda rows, weight: few_rows.linear(rows, weight, None), weights))
+        plain, ours, *few = in_turns(sides, x, args.seconds)
+        gain = f"{min(plain) / min(few[0]):.2f}" if few else ""
+        rule = RULES.get(dtype)
+        chosen = (
+            rule is not None
+            and weights[0].numel() >= rule.min_elements
+            and inputs <= rule.max_inputs
+            and rule.rows[0] <= size <= rule.rows[1]
+        )
         print(
             f"| {args.dtype} | {name} {inputs}x{outputs} | {size} | {1e6 * min(plain):.0f} "
             f"| {weights[0].nbytes / min(plain) / 1e9:.1f} | {min(plain) / min(ours):.2f} "
             f"| {statistics.median(plain) / statistics.median(ours):.2f} "
-            f"| {packing / min(plain):.1f} | {gain} | {'yes' if large and low <= size <= high else ''} |",
+            f"| {packing / min(plain):.1f} | {gain} | {'yes' if chosen else ''} |",
             flush=True,
         )
 
@@ -123,7 +127,7 @@ def main() -> None:
         raise SystemExit(f"oneDNN does not multiply packed {args.dtype} weights here.")
     print(
         "| dtype | weight | rows | F.linear us | GB/s | best | median | packing, calls "
-        "| one row | chosen |"
+        "| few rows | chosen |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in SHAPES:

@@ -16,7 +16,7 @@ from sagellm_backend.cpu.compiled import cache, image, team
 from sagellm_backend.cpu.compiled import kernel as kernels
 from sagellm_backend.cpu.compiled.kernel import Kernel
 
-Words = ctypes.c_int64 * 8
+Words = ctypes.c_int64 * 9
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def home(tmp_path, monkeypatch):
 
 
 def product(function, x, weight, chunks=4):
-    """What the kernel makes of an fp32 row and a bf16 weight."""
+    """What the kernel makes of a row and a weight of bf16."""
     outputs, inputs = weight.shape
     y = torch.full((outputs,), 7.0, dtype=weight.dtype)
     addresses = x.data_ptr(), weight.data_ptr(), 0, y.data_ptr()
-    words = Words(0, *addresses, inputs, outputs, -(-outputs // chunks))
+    words = Words(0, *addresses, 1, inputs, outputs, -(-outputs // chunks))
     team.run(function, words, chunks)
     return y
 
@@ -158,19 +158,19 @@ class TestTeam:
     def test_every_chunk_is_done_once(self, threads, chunks):
         function = Kernel("row_linear", "bf16").function()
         weight = torch.randint(-8, 8, (203, 96)).bfloat16()
-        x = torch.randint(-8, 8, (96,)).float()
+        x = torch.randint(-8, 8, (96,)).bfloat16()
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             y = product(function, x, weight, chunks)
         finally:
             torch.set_num_threads(before)
-        assert torch.equal(y, (weight.float() @ x).bfloat16())
+        assert torch.equal(y, (weight.float() @ x.float()).bfloat16())
 
     def test_without_the_threads_the_caller_does_it_all(self, monkeypatch):
         monkeypatch.setattr(team, "_parallel", lambda: None)
         weight = torch.randint(-8, 8, (50, 64)).bfloat16()
-        y = product(Kernel("row_linear", "bf16").function(), torch.ones(64), weight)
+        y = product(Kernel("row_linear", "bf16").function(), torch.ones(64).bfloat16(), weight)
         assert torch.equal(y, weight.float().sum(1).bfloat16())
 
     def test_calls_of_several_threads_at_once(self):
@@ -179,7 +179,7 @@ class TestTeam:
         def work(seed):
             weight = torch.full((512, 128), float(seed)).bfloat16()
             for _ in range(50):
-                y = product(kernel.function(), torch.ones(128), weight)
+                y = product(kernel.function(), torch.ones(128).bfloat16(), weight)
                 if not torch.equal(y, torch.full((512,), 128.0 * seed).bfloat16()):
                     wrong.append(seed)
 

@@ -13,13 +13,13 @@ from sagellm_backend.cpu import linear as packing
 from sagellm_backend.cpu.linear import RULES, SMALLEST, PackedLinear
 from sagellm_backend.errors import InvalidArgumentError
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = tuple(RULES)
 INPUTS, OUTPUTS = 256, 8192
 # The sum is rounded to the dtype once; fp32 differs by the order of 256 products.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.3e-1}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1.3e-1}
 
 pytestmark = pytest.mark.skipif(
-    packing.dtypes() != frozenset(DTYPES), reason="oneDNN packs not every dtype on this processor"
+    not packing.dtypes().issuperset(DTYPES), reason="oneDNN packs not every dtype on this processor"
 )
 
 
@@ -33,7 +33,7 @@ def weight_of(dtype=torch.bfloat16, outputs=OUTPUTS, inputs=INPUTS):
     return torch.randn(outputs, inputs).to(dtype)
 
 
-def rows(dtype=torch.bfloat16, count=8, inputs=INPUTS):
+def rows(dtype=torch.bfloat16, count=16, inputs=INPUTS):
     return torch.randn(count, inputs).to(dtype)
 
 
@@ -77,15 +77,15 @@ class TestPacking:
         weight = weight_of(dtype)
         kernel, _ = used_twice(backend, weight)
         bias = torch.randn(OUTPUTS).to(dtype) if with_bias else None
-        wide = torch.randn(8, 2 * INPUTS).to(dtype)
+        wide = torch.randn(16, 2 * INPUTS).to(dtype)
         for x in (
             rows(dtype),
-            rows(dtype).reshape(2, 4, INPUTS),
-            rows(dtype).reshape(4, 2, INPUTS).transpose(0, 1),
+            rows(dtype).reshape(2, 8, INPUTS),
+            rows(dtype).reshape(8, 2, INPUTS).transpose(0, 1),
             wide[:, ::2],
             wide[:, INPUTS:],
-            torch.randn(1, INPUTS).to(dtype).expand(8, INPUTS),
-            torch.randn(INPUTS, 8).to(dtype).t(),
+            torch.randn(1, INPUTS).to(dtype).expand(16, INPUTS),
+            torch.randn(INPUTS, 16).to(dtype).t(),
         ):
             assert kernel(x, weight, bias).shape == (*x.shape[:-1], OUTPUTS)
             assert_right(kernel, x, weight, bias)
@@ -132,7 +132,7 @@ class TestPacking:
         weight = weight_of()
         kernel, x = used_twice(backend, weight)
         for bad in (
-            (rows(inputs=INPUTS // 2, count=16), weight),
+            (rows(inputs=INPUTS // 2, count=32), weight),
             (rows(torch.float16), weight),
             (x, weight, torch.zeros(1, dtype=weight.dtype)),
             (x, weight, torch.zeros(1, OUTPUTS, dtype=weight.dtype)),

@@ -1,9 +1,8 @@
 """Linear over packed weights: a copy in oneDNN's blocked layout, made once and kept with its weight.
 
 ``F.linear`` reorders a half-precision weight at every call, and multiplies few rows of fp32 by a
-kernel made for many. One row of a half type needs no copy: ``one_row.py`` has it. :data:`RULES` says
-where the packed copy is faster; it was measured by ``benchmarks/linear.py``, whose README has the
-figures.
+kernel made for many. Few rows need no copy: ``few_rows.py`` has them. :data:`RULES` says where the
+packed copy is faster; it was measured by ``benchmarks/linear.py``, whose README has the figures.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.parameter import Parameter
 
-from sagellm_backend.cpu import machine, one_row
+from sagellm_backend.cpu import few_rows, machine
 from sagellm_backend.errors import OutOfMemoryError
 from sagellm_backend.memory import MemoryLedger
 from sagellm_backend.torch_support.misuse import FLOATING, MisuseError
@@ -36,9 +35,8 @@ class Rule(NamedTuple):
 
 
 RULES: dict[torch.dtype, Rule] = {
-    torch.float32: Rule((4, 32), 1 << 21, 1 << 30),
-    torch.float16: Rule((2, 16), 1 << 16, 1024),
-    torch.bfloat16: Rule((1, 128), 1 << 16, 2048),
+    torch.float32: Rule((9, 32), 1 << 21, 1 << 30),
+    torch.bfloat16: Rule((5, 128), 1 << 16, 2048),
 }
 """By dtype, where packing was measured to gain enough to be worth a second copy of the weight."""
 
@@ -107,7 +105,7 @@ class PackedLinear:
         assert nbytes is not None
         self._multiply, self._reorder, self._nbytes = multiply, reorder, nbytes
         self._ledger = ledger
-        self._rules = {dtype: RULES[dtype] for dtype in dtypes()}
+        self._rules = {dtype: rule for dtype, rule in RULES.items() if dtype in dtypes()}
         self._entries: dict[int, _Entry] = {}
         self._packing = threading.Lock()
 
@@ -119,10 +117,9 @@ class PackedLinear:
         """
         size = weight.numel()
         if size >= SMALLEST:
-            if x.numel() == weight.shape[-1]:
-                row = one_row.linear(x, weight, bias)
-                if row is not None:
-                    return row
+            few = few_rows.linear(x, weight, bias)
+            if few is not None:
+                return few
             entry = self._entries.get(id(weight))
             if entry is None:
                 self._notice(weight)

@@ -1,49 +1,249 @@
-"""One row times a weight: the weight is read once, at the speed of memory."""
+"""Few rows times a weight: the weight is read once for every eight rows, at the speed of memory.
+
+A tile of the result is some rows by some outputs. Its sums are vectors of fp32 in registers, and
+what the lanes of a sum hold is added up at its end, in an order that no number of rows changes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from llvmlite import binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils as _cgutils
+from numba.extending import intrinsic
 
-from sagellm_backend.cpu.compiled.storage import STORAGES, next_chunk, prefetch, word
+from sagellm_backend.cpu.compiled.storage import BITS, next_chunk, word
+
+cgutils: Any = _cgutils  # which says nothing of its types
 
 AHEAD = 8192
-"""Bytes between what is read and what is asked for. Rows of a weight are short, and the processor's
-own prefetcher starts anew at each; measured from 1 to 8 KiB, farther was faster."""
+"""Bytes, at least, between what is read and what is asked for. Rows of a weight are short, and the
+processor's own prefetcher starts anew at each."""
+
+LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
+PAIRS = LANES == 16 and bool(llvm.get_host_cpu_features().get("avx512bf16"))
+"""Whether the processor multiplies pairs of bf16, which is faster for up to four rows."""
 
 _LINE = 64
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_FLOAT = ir.FloatType()
+_FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_I32, LANES)
+_FUSED = ("contract",)  # a flag of its own keeps Numba from letting LLVM reorder an instruction
+
+
+def x_bytes(dtype: str) -> int:
+    """Bytes of a number of x."""
+    return 2 if dtype == "bf16" else 4
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bf16, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+class _Tile:
+    """The code of one tile. ``place`` holds x, weight, bias or 0, y, inputs, all outputs."""
+
+    def __init__(self, builder: Any, dtype: str, rows: int, outputs: int, place: Any) -> None:
+        self.builder, self.bits = builder, BITS[dtype]
+        self.nbytes = self.bits.width // 8
+        self.rows, self.outputs = rows, outputs
+        self.x, self.weight, self.bias, self.y, self.inputs, self.all_outputs = place
+        self.pairs, self.wide = PAIRS and dtype == "bf16", x_bytes(dtype)
+        self.count = 2 * LANES if self.pairs else LANES
+        cells = [(row, output) for row in range(rows) for output in range(outputs)]
+        zero = ir.Constant(_FLOATS, None)
+        self.sums = {cell: cgutils.alloca_once(builder, _FLOATS) for cell in cells}
+        for total in self.sums.values():
+            builder.store(zero, total)
+
+    def multiply(self) -> None:
+        """Sum up over the inputs."""
+        builder = self.builder
+        full = builder.and_(self.inputs, _I64(-self.count))
+        with cgutils.for_range_slice(builder, _I64(0), full, _I64(self.count)) as (index, _):
+            self._step(index)
+        left = builder.sub(self.inputs, full)
+        with builder.if_then(builder.icmp_signed(">", left, _I64(0))):
+            kind = ir.VectorType(_I32, self.count)
+            one = builder.insert_element(
+                ir.Constant(kind, ir.Undefined), builder.trunc(left, _I32), _I32(0)
+            )
+            limit = builder.shuffle_vector(
+                one, ir.Constant(kind, ir.Undefined), ir.Constant(kind, None)
+            )
+            numbers = ir.Constant(kind, list(range(self.count)))
+            self._step(full, builder.icmp_signed("<", numbers, limit))
+
+    def _step(self, index: Any, mask: Any = None) -> None:
+        builder, nbytes = self.builder, self.nbytes
+        self._fetch(index)
+        weights = [
+            self._numbers(self.weight, output, index, nbytes, mask)
+            for output in range(self.outputs)
+        ]
+        for row in range(self.rows):
+            x = self._numbers(self.x, row, index, self.wide, mask)
+            for output, weight in enumerate(weights):
+                total = self.sums[row, output]
+                builder.store(self._add(x, weight, builder.load(total)), total)
+
+    def _fetch(self, index: Any) -> None:
+        """Ask for what a later tile reads where this one reads ``index``."""
+        builder, pointer = self.builder, _I8.as_pointer()
+        size = builder.mul(self.inputs, _I64(self.outputs * self.nbytes))
+        # A whole number of tiles, as few as are far enough.
+        far = builder.add(_I64(AHEAD), builder.sub(size, _I64(1)))
+        far = builder.mul(builder.sdiv(far, size), size)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        place = builder.add(builder.add(self.weight, far), self._bytes(index))
+        for output in range(self.outputs):
+            start = builder.add(place, self._bytes(builder.mul(self.inputs, _I64(output))))
+            for line in range(0, self.count * self.nbytes, _LINE):
+                address = builder.inttoptr(builder.add(start, _I64(line)), pointer)
+                builder.call(call, [address, _I32(0), _I32(2), _I32(1)])
+
+    def _bytes(self, count: Any) -> Any:
+        return self.builder.mul(count, _I64(self.nbytes))
+
+    def _numbers(self, base: Any, row: int, index: Any, nbytes: int, mask: Any) -> Any:
+        """Numbers of a row of x or the weight, which has ``inputs`` of so many bytes."""
+        builder = self.builder
+        element = _FLOAT if nbytes == 4 else _I16
+        kind = ir.VectorType(element, self.count)
+        place = builder.add(builder.mul(self.inputs, _I64(row)), index)
+        address = builder.add(base, builder.mul(place, _I64(nbytes)))
+        pointer = builder.inttoptr(address, kind.as_pointer())
+        if mask is None:
+            found = builder.load(pointer, align=nbytes)
+        else:
+            name = f"llvm.masked.load.v{self.count}{'f32' if nbytes == 4 else 'i16'}.p0"
+            signature = ir.FunctionType(kind, [pointer.type, _I32, mask.type, kind])
+            function = cgutils.get_or_insert_function(builder.module, signature, name)
+            arguments = [pointer, _I32(nbytes), mask, ir.Constant(kind, None)]
+            found = builder.call(function, arguments)
+        return found if nbytes == 4 or self.pairs else self.bits.widen(builder, found)
+
+    def _add(self, a: Any, b: Any, total: Any) -> Any:
+        """``a * b + total``, of bf16 by pairs."""
+        builder = self.builder
+        if not self.pairs:
+            return builder.fadd(builder.fmul(a, b, _FUSED), total, _FUSED)
+        kind = ir.VectorType(_BFloat(), self.count)
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(_FLOATS, [_FLOATS, kind, kind]),
+            "llvm.x86.avx512bf16.dpbf16ps.512",
+        )
+        return builder.call(function, [total, builder.bitcast(a, kind), builder.bitcast(b, kind)])
+
+    def finish(self) -> None:
+        """Add the lanes of each sum up, and its bias, and write it."""
+        builder, nbytes = self.builder, self.nbytes
+        kind = ir.IntType(self.bits.width)
+        given = builder.icmp_signed("!=", self.bias, _I64(0))
+        for output in range(self.outputs):
+            bias = cgutils.alloca_once_value(builder, _FLOAT(0))
+            builder.store(_FLOAT(0), bias)
+            with builder.if_then(given):
+                place = builder.add(self.bias, self._bytes(_I64(output)))
+                pointer = builder.inttoptr(place, kind.as_pointer())
+                found = builder.load(pointer, align=nbytes)
+                builder.store(self.bits.widen(builder, found), bias)
+            for row in range(self.rows):
+                total = builder.fadd(self._across(self.sums[row, output]), builder.load(bias))
+                place = builder.add(builder.mul(self.all_outputs, _I64(row)), _I64(output))
+                pointer = builder.inttoptr(
+                    builder.add(self.y, self._bytes(place)), kind.as_pointer()
+                )
+                builder.store(self.bits.narrow(builder, total), pointer, align=nbytes)
+
+    def _across(self, place: Any) -> Any:
+        builder, span = self.builder, LANES // 2
+        vector = builder.load(place)
+        while span:
+            lanes = ir.Constant(_INTS, [(lane + span) % LANES for lane in range(LANES)])
+            moved = builder.shuffle_vector(vector, ir.Constant(_FLOATS, ir.Undefined), lanes)
+            vector = builder.fadd(vector, moved, _FUSED)
+            span //= 2
+        return builder.extract_element(vector, _I32(0))
+
+
+def _tile(dtype: str, rows: int, outputs: int) -> Any:
+    """The function that computes one tile."""
+
+    @intrinsic
+    def tile(
+        context: Any, x: Any, weight: Any, bias: Any, y: Any, inputs: Any, all_outputs: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            made = _Tile(builder, dtype, rows, outputs, args)
+            made.multiply()
+            made.finish()
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return tile
 
 
 def build(dtype: str) -> Callable[..., Any]:
     """The kernel for weights of a dtype.
 
-    Words: counter, x (fp32), weight (outputs, inputs), bias or 0, y (outputs), inputs, outputs,
-    outputs in a chunk. All of ``dtype`` but x, and contiguous; sums are in fp32.
+    Words: counter, x (rows, inputs), weight (outputs, inputs), bias or 0, y (rows, outputs), rows,
+    inputs, outputs, outputs in a chunk. All is contiguous and of ``dtype``, but x of fp16 is fp32;
+    sums are in fp32.
     """
-    nbytes, load, store = STORAGES[dtype]
-    load_input = STORAGES["fp32"].load
-    line = _LINE // nbytes
+    eight, four, two = _tile(dtype, 8, 2), _tile(dtype, 4, 4), _tile(dtype, 2, 4)
+    one, single = _tile(dtype, 1, 4), _tile(dtype, 1, 1)
+    nbytes = BITS[dtype].width // 8
+    wide = x_bytes(dtype)
 
     def row_linear(words: int) -> None:
         x, weight, bias, y = word(words, 1), word(words, 2), word(words, 3), word(words, 4)
-        inputs, outputs, size = word(words, 5), word(words, 6), word(words, 7)
-        if inputs <= 0:
-            return
+        rows, inputs = word(words, 5), word(words, 6)
+        outputs, size = word(words, 7), word(words, 8)
         while True:
             first = next_chunk(words) * size
             if first >= outputs:
                 return
-            for output in range(first, min(first + size, outputs)):
-                start = output * inputs
-                for index in range(0, inputs, line):
-                    prefetch(weight + (start + index) * nbytes + AHEAD)
-                total = np.float32(0)
-                for index in range(inputs):
-                    total += load_input(x, index) * load(weight, start + index)
-                if bias:
-                    total += load(bias, output)
-                store(y, output, total)
+            last = min(first + size, outputs)
+            output = first
+            while output < last:
+                step = 4 if output + 4 <= last else 1
+                w, b = weight + output * inputs * nbytes, bias + output * nbytes if bias else 0
+                row = 0
+                while row < rows:
+                    p, q = x + row * inputs * wide, y + (row * outputs + output) * nbytes
+                    if step == 1:
+                        single(p, w, b, q, inputs, outputs)
+                        row += 1
+                    elif row + 8 <= rows:
+                        eight(p, w, b, q, inputs, outputs)
+                        c = b + 2 * nbytes if bias else 0
+                        eight(p, w + 2 * inputs * nbytes, c, q + 2 * nbytes, inputs, outputs)
+                        row += 8
+                    elif row + 4 <= rows:
+                        four(p, w, b, q, inputs, outputs)
+                        row += 4
+                    elif row + 2 <= rows:
+                        two(p, w, b, q, inputs, outputs)
+                        row += 2
+                    else:
+                        one(p, w, b, q, inputs, outputs)
+                        row += 1
+                output += step
 
     return row_linear

@@ -28,12 +28,25 @@ class Storage(NamedTuple):
     store: Callable[..., Any]
 
 
+class Bits(NamedTuple):
+    """How one dtype is read: ``widen`` and ``narrow`` take a builder of LLVM and a value.
+
+    They make fp32 of the bits, of a vector of them too, and bits of one fp32.
+    """
+
+    width: int
+    widen: Callable[..., Any]
+    narrow: Callable[..., Any]
+
+
 def _element(builder: Any, address: Any, index: Any, bits: int) -> Any:
     pointer = builder.inttoptr(address, ir.IntType(bits).as_pointer())
     return builder.gep(pointer, [index], inbounds=True)
 
 
-def _storage(bits: int, widen: Callable[..., Any], narrow: Callable[..., Any]) -> Storage:
+def _storage(kind: Bits) -> Storage:
+    bits, widen, narrow = kind
+
     @intrinsic
     def load(context: Any, address: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -53,6 +66,24 @@ def _storage(bits: int, widen: Callable[..., Any], narrow: Callable[..., Any]) -
     return Storage(bits // 8, load, store)
 
 
+def _like(kind: Any, element: Any) -> Any:
+    """``element``, or a vector of as many of it as ``kind`` is one of."""
+    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
+
+
+def _widen_bf16(builder: Any, bits: Any) -> Any:
+    wide = builder.zext(bits, _like(bits.type, _I32))
+    places = [16] * wide.type.count if isinstance(wide.type, ir.VectorType) else 16
+    return builder.bitcast(
+        builder.shl(wide, ir.Constant(wide.type, places)), _like(bits.type, _FLOAT)
+    )
+
+
+def _widen_fp16(builder: Any, bits: Any) -> Any:
+    half = builder.bitcast(bits, _like(bits.type, _HALF))
+    return builder.fpext(half, _like(bits.type, _FLOAT))
+
+
 def _narrow_bf16(builder: Any, value: Any) -> Any:
     # To the nearest, ties to even; a NaN could become an infinity or a zero by that and stays one.
     bits = builder.bitcast(value, _I32)
@@ -62,25 +93,20 @@ def _narrow_bf16(builder: Any, value: Any) -> Any:
     return builder.select(nan, _I16(0x7FC0), builder.trunc(builder.lshr(rounded, _I32(16)), _I16))
 
 
-STORAGES = {
-    "fp32": _storage(
+BITS = {
+    "fp32": Bits(
         32,
-        lambda builder, bits: builder.bitcast(bits, _FLOAT),
+        lambda builder, bits: builder.bitcast(bits, _like(bits.type, _FLOAT)),
         lambda builder, value: builder.bitcast(value, _I32),
     ),
-    "fp16": _storage(
+    "fp16": Bits(
         16,
-        lambda builder, bits: builder.fpext(builder.bitcast(bits, _HALF), _FLOAT),
+        _widen_fp16,
         lambda builder, value: builder.bitcast(builder.fptrunc(value, _HALF), _I16),
     ),
-    "bf16": _storage(
-        16,
-        lambda builder, bits: builder.bitcast(
-            builder.shl(builder.zext(bits, _I32), _I32(16)), _FLOAT
-        ),
-        _narrow_bf16,
-    ),
+    "bf16": Bits(16, _widen_bf16, _narrow_bf16),
 }
+STORAGES = {dtype: _storage(kind) for dtype, kind in BITS.items()}
 """By the name of the dtype."""
 
 

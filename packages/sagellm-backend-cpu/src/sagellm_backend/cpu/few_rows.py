@@ -1,0 +1,72 @@
+"""Linear of few rows, as in decoding: a kernel that reads the weight once, where it lies."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from sagellm_backend.cpu.compiled import team
+from sagellm_backend.cpu.compiled.kernel import Kernel
+from sagellm_backend.cpu.operands import addressable
+
+ROWS = {torch.float32: (3, 8), torch.float16: (1, 16), torch.bfloat16: (1, 4)}
+"""By dtype, the fewest and the most rows with which the kernel is faster (benchmarks/linear.py).
+
+torch reads weights at the speed of memory for fewer rows of fp32, and multiplies more of bf16 by AMX.
+"""
+
+_KERNELS = {
+    torch.float32: Kernel("row_linear", "fp32"),
+    torch.float16: Kernel("row_linear", "fp16"),
+    torch.bfloat16: Kernel("row_linear", "bf16"),
+}
+_CHUNKS = (1 << 14, 1 << 19)
+_Words = ctypes.c_int64 * 9
+_FP16 = torch.float16
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """``x @ weight.T + bias`` of few rows, accumulated in fp32; ``None`` where it is not for this.
+
+    The same bits whatever the number of threads, and of a row whatever the others are. The first
+    call with a dtype loads the kernel.
+    """
+    dtype = weight.dtype
+    limits = ROWS.get(dtype)
+    if limits is None or weight.dim() != 2:
+        return None
+    outputs, inputs = weight.shape
+    low, high = limits
+    if not low * inputs <= x.numel() <= high * inputs or not _fits(x, weight, bias, dtype):
+        return None
+    function = _KERNELS[dtype].function()
+    if function is None:
+        return None
+    rows = x.numel() // inputs
+    wide = x.contiguous()
+    if dtype is _FP16:
+        wide = wide.float()
+    y = x.new_empty((*x.shape[:-1], outputs))
+    try:
+        addresses = wide.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr()
+        result = y.data_ptr()
+    except RuntimeError:
+        return None  # a tensor of torch.func, which has no memory of its own
+    row = inputs * weight.itemsize
+    share = outputs * row // (3 * torch.get_num_threads())
+    size = max(4, min(max(share, _CHUNKS[0]), _CHUNKS[1]) // row & -4)
+    words = _Words(0, *addresses, result, rows, inputs, outputs, size)
+    team.run(function, words, -(-outputs // size))
+    return y
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
+    if x.dtype is not dtype or x.shape[-1:] != weight.shape[1:]:
+        return False
+    if bias is None:
+        return addressable(x, weight) and weight.is_contiguous()
+    if bias.dtype is not dtype or bias.shape != weight.shape[:1] or not bias.is_contiguous():
+        return False
+    return addressable(x, weight, bias) and weight.is_contiguous()
