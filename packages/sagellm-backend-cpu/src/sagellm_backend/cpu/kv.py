@@ -18,7 +18,10 @@ _Words = ctypes.c_int64 * 12
 _LINE = 64
 _CHUNK = 1 << 17
 _PAST_CACHES = 1 << 25
-"""Bytes from which a copy is written past the caches (benchmarks/kv.py)."""
+"""Bytes from which a copy within a pool is written past the caches (benchmarks/kv.py).
+
+Between two pools half of them are enough: more memory takes turns in the caches.
+"""
 
 
 class CPUKVCopyPlan(TorchKVCopyPlan):
@@ -41,7 +44,8 @@ class CPUKVCopyPlan(TorchKVCopyPlan):
         count, nbytes = sources.size, elements * read.itemsize
         total = rows * count * nbytes
         size = max(1, _CHUNK // nbytes)
-        past_caches = total >= _PAST_CACHES and not (nbytes | write.data_ptr()) % _LINE
+        enough = _PAST_CACHES if self.source is self.target else _PAST_CACHES // 2
+        past_caches = total >= enough and not (nbytes | write.data_ptr()) % _LINE
         words = _Words(
             *(0, read.data_ptr(), write.data_ptr()),
             *(read.shape[1] * nbytes, write.shape[1] * nbytes),

@@ -70,12 +70,12 @@ def _copies(session: Session, away: Literal["device", "host"]) -> Match:
     each = _LAYOUT.block_bytes
     note = f"{2 * count:,} blocks of {each >> 10} KiB, from one place to another of {ids * each >> 19} MiB"
     bound = session.limits.copy(nbytes, among=ids * _LAYOUT.page_bytes)
-    beside = _memcpy(session, batches, ids)
+    beside = _memcpy(session, batches, ids, areas=1 if away == "device" else 2)
     # The plans hold the pools, which give their memory back when the match is dropped.
     return Match(session.ours(once), [beside], nbytes, bound, note)
 
 
-def _memcpy(session: Session, batches: list[Array], ids: int) -> Side | Absent:
+def _memcpy(session: Session, batches: list[Array], ids: int, *, areas: int) -> Side | Absent:
     if session.provider.device_type not in ("cpu", "reference"):
         return Absent(MEMCPY, "the blocks do not lie in host memory")
     try:
@@ -83,14 +83,15 @@ def _memcpy(session: Session, batches: list[Array], ids: int) -> Side | Absent:
     except UnavailableError as error:
         return Absent(MEMCPY, error.message)
     # Keys and values apart, as in a pool: twice the blocks, with ids of their own.
-    memory = np.ones((2 * ids, _LAYOUT.block_bytes), np.uint8)
-    pairs = cycle(
-        [tuple(np.concatenate([part, part + ids]) for part in batch) for batch in batches]
+    memory = [np.ones((2 * ids, _LAYOUT.block_bytes), np.uint8) for _ in range(areas)]
+    pairs = [tuple(np.concatenate([part, part + ids]) for part in batch) for batch in batches]
+    calls = cycle(
+        [(memory[i % areas], memory[(i + 1) % areas], *pairs[i]) for i in range(_BATCHES)]
     )
 
     def once() -> None:
-        sources, targets = next(pairs)
-        memcpy(memory, memory, targets, sources)
+        source, target, sources, targets = next(calls)
+        memcpy(target, source, targets, sources)
 
     return Side(MEMCPY, repeated(once))
 
