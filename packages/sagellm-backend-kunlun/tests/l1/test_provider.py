@@ -13,7 +13,7 @@ from processes import output_of
 from sagellm_backend import DType, KVLayout, get_provider
 from sagellm_backend.errors import CapabilityError
 
-BUSY_MS = 60
+BUSY_MS = 200
 LAYOUT = KVLayout(2, 2, 8, 4, DType.FP16, order="HND")
 
 
