@@ -106,10 +106,10 @@ def test_copies_to_pinned_host_pools_return_before_they_are_done(make):
     plan, stream = backend.kv_copy_plan(device, host), backend.create_stream()
     simdev.module.synchronize(0)
     with stream:
-        simdev.module.sleep(400)
+        simdev.module.sleep(1000)
     began = time.monotonic()
     transfer = plan.copy(ids, host.alloc(2), stream)
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 0.5
     assert not transfer.done()
     transfer.wait(10)
     assert float(host.value_cache(1)[:2].float().mean()) == 4

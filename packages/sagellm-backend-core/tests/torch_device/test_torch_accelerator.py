@@ -272,10 +272,10 @@ def test_events_measure_what_lies_between(backend):
 @pytest.mark.parametrize("query", [[1, 1], [2, 1]], ids=["decode", "prefill"])
 def test_metadata_is_made_without_waiting_for_the_device(backend, query):
     backend.synchronize()
-    MODULE.sleep(500)
+    MODULE.sleep(1000)
     began = time.monotonic()
     metadata = backend.attention_metadata(query, [5, 3], [[0, 1], [2]], 4)
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 0.8
     assert not MODULE.current_stream(0).query()
     assert step.prepare(metadata, torch.device("simdev:0")).table.tolist() == [[0, 1], [2, 0]]
 

@@ -16,7 +16,7 @@ from sagellm_backend.errors import DeadlineExceededError, InvalidArgumentError, 
 from sagellm_backend.torch_support.device_kv import _word
 
 MODULE = simdev.module
-BUSY_MS = 600
+BUSY_MS = 1000
 PLACES = ("device", "host", "simdev:1")
 
 

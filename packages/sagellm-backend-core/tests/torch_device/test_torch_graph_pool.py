@@ -100,10 +100,10 @@ def test_replays_of_two_streams_take_turns(backend, x):
     graphs = [backend.capture(lambda x: x + x, {"x": x}) for _ in range(2)]
     backend.synchronize()
     busy, other = backend.create_stream(), backend.create_stream()
+    began = time.monotonic()
     with busy:
         graphs[0].replay()
         MODULE.sleep(300)
-    began = time.monotonic()
     with other:
         graphs[1].replay()  # kernels of this device wait for their stream
     assert time.monotonic() - began > 0.25

@@ -11,7 +11,7 @@ import pytest
 import simdev
 import torch
 
-BUSY_MS = 600
+BUSY_MS = 1000
 
 
 def test_host_access_is_refused():

@@ -14,7 +14,7 @@ from sagellm_backend.cuda.kv import CUDAKVCopyPlan
 from sagellm_backend.errors import KVTransferError
 
 MODULE = simdev.module
-BUSY_MS = 400
+BUSY_MS = 1000
 
 
 def pools(backend, layout, *places):
