@@ -46,7 +46,7 @@ class Launcher:
 
         @functools.wraps(kernel)
         def launched(*args: Any, **kwargs: Any) -> Any:
-            index = self._common_device(operation, args)
+            index = self._common_device(operation, (*args, *kwargs.values()))
             with _lock:
                 self._prepare(index)
                 return kernel(*args, **kwargs)
