@@ -75,8 +75,8 @@ def reduce_scatter_gives_each_its_part(here, group):
 
 
 def barrier_waits(here, group):
-    group.barrier()
     start = time.monotonic()
+    group.barrier()
     if here.rank == 1:
         time.sleep(0.3)
     group.barrier()
