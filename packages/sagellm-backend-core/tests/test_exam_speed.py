@@ -294,7 +294,8 @@ def test_time_is_that_of_the_host():
     exam = examined(ReferenceProvider)
     try:
         meter = Meter(Copy(exam, DType.FP32, 1 << 20))
-        meter.attempt()
+        while not (meter.counted or meter.given_up):  # a busy machine's do not all count
+            meter.attempt()
         passed = time.perf_counter() - start
         assert meter.work.amount / meter.rate * meter.runs <= passed
     finally:
