@@ -58,7 +58,10 @@ class BlockAllocator:
             if rest < 0:
                 raise out_of_blocks(count, self._num_free, self._num_blocks)
             ids = self._free[rest : self._num_free].copy()
-            self._references[ids.astype(_INT64)] = _ONE
+            if count == 1:
+                self._references[ids.item()] = 1
+            else:
+                self._references[ids.astype(_INT64)] = _ONE
             self._num_free = rest
         return ids
 
@@ -74,6 +77,9 @@ class BlockAllocator:
 
         Raises :class:`InvalidArgumentError` for ids outside the pool, not held, or named twice.
         """
+        # Sequences grow and shrink by single blocks, for which NumPy's calls are most of the time.
+        if type(ids) is np.ndarray and ids.size == 1 and self._free_one(ids):
+            return 1
         checked = check_ids(ids, self._num_blocks)
         with self._lock:
             counts = self._references[checked]
@@ -102,6 +108,17 @@ class BlockAllocator:
         with self._lock:
             self._require_held(checked)
         return checked
+
+    def _free_one(self, ids: npt.NDArray[Any]) -> bool:
+        """Free the one block of an array if it has one reference; else change nothing."""
+        block = ids.item() if ids.ndim == 1 and ids.dtype.kind in "iu" else -1
+        with self._lock:
+            if not 0 <= block < self._num_blocks or self._references.item(block) != 1:
+                return False
+            self._references[block] = 0
+            self._free[self._num_free] = block
+            self._num_free += 1
+        return True
 
     def _release(self, ids: npt.NDArray[np.int64]) -> None:
         """Make blocks free that have one reference each; refuse those named twice."""
