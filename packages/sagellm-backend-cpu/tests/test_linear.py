@@ -311,6 +311,13 @@ class TestThreads:
         backend.clear_cache()
         assert reserved(backend) == 0
 
+    def test_a_weight_that_two_threads_notice_at_once_keeps_its_only_copy(self, backend):
+        weight = weight_of()
+        used_twice(backend, weight)
+        backend._packed._notice(weight)
+        backend.clear_cache()
+        assert reserved(backend) == 0
+
     def test_a_copy_made_while_the_cache_is_cleared_is_not_kept(self, backend, monkeypatch):
         weight, packed = weight_of(), backend._packed
         reorder = packed._reorder

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sagellm_backend.cpu import activation, attention, kv_write, norm, quantised, rope, sampling
+from sagellm_backend.cpu import (
+    activation,
+    attention,
+    kv_write,
+    matmul,
+    norm,
+    quantised,
+    rope,
+    sampling,
+)
 
 KERNELS: dict[str, Callable[..., Any]] = {
+    "matmul": matmul.matmul,
     "rms_norm": norm.rms_norm,
     "add_rms_norm": norm.add_rms_norm,
     "rope": rope.rope,

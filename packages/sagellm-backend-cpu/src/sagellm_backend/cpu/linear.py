@@ -170,7 +170,8 @@ class PackedLinear:
             return
         if weight.shape[1] > rule.max_inputs or not weight.is_contiguous():
             return
-        self._entries[id(weight)] = _Entry(weight, rule, self._entries)
+        # Another thread may have been here meanwhile, and its entry may have a copy by now.
+        self._entries.setdefault(id(weight), _Entry(weight, rule, self._entries))
 
     def _try_packing(self, entry: _Entry, weight: Tensor) -> None:
         # A thread that comes while another packs computes the plain way, and never waits.
