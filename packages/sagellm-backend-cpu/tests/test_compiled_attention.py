@@ -49,6 +49,10 @@ class Step:
         )
         return torch.from_numpy(np.asarray(found))
 
+    def sinks(self, spread):
+        """A sink for each head, some below all scores and some above; ``None`` of ``None``."""
+        return None if spread is None else torch.linspace(-spread, spread, self.q.shape[1])
+
     def check(self, **options):
         found, expected = self(**options), self.reference(**options)
         assert found.dtype is self.q.dtype
@@ -84,13 +88,14 @@ def layout(shape, dtype, kind):
     causal=st.booleans(),
     window=st.none() | st.integers(1, 100),
     softcap=st.none() | st.floats(0.5, 30.0),
+    sinks=st.sampled_from([None, 1.0, 60.0]),
 )
 def test_random_steps_follow_the_reference(
-    kv, new, kv_heads, share, dim, size, dtype, order, causal, window, softcap
+    kv, new, kv_heads, share, dim, size, dtype, order, causal, window, softcap, sinks
 ):
     query = [min(new, length) for length in kv]
     step = Step(query, kv, share * kv_heads, kv_heads, dim, size, dtype, order)
-    step.check(causal=causal, window=window, softcap=softcap)
+    step.check(causal=causal, window=window, softcap=softcap, sinks=step.sinks(sinks))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -100,7 +105,7 @@ def test_long_sequences_are_split_and_merged_alike_by_any_number_of_threads(dtyp
     before, found = torch.get_num_threads(), []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found += [step.check(), step.check(window=1100)]
+        found += [step.check(sinks=step.sinks(5.0)), step.check(window=1100)]
     torch.set_num_threads(before)
     for other in (2, 4):
         assert torch.equal(found[0], found[other])

@@ -84,7 +84,7 @@ def attention(
         "softcap": softcap,
         "sinks": sinks,
     }
-    if sinks is not None or metadata.block_table is None or not _fits(q, k, v):
+    if metadata.block_table is None or not _fits(q, k, v):
         return plain.attention(q, k, v, metadata, **options)
     plain.check(q, k, v, metadata, **options)
     matrix = MATRIX.function() if _has_matrices(q) else None
@@ -202,7 +202,8 @@ def _run(
     """The result, and whether it may be relied on where it is infinite or NaN."""
     _, heads, dim = q.shape
     _, block, kv_heads, _ = k.shape
-    causal, window = options["causal"], options["window"]
+    causal, window, sinks = options["causal"], options["window"], options["sinks"]
+    sinks = None if sinks is None else sinks.contiguous()
     plan = _plan(metadata, max(1, _MOST_ROWS // (heads // kv_heads)), causal, window)
     nbytes = k.element_size()
     rows = (w.matrix_rows if by_matrix else _rows)(plan.queries * (heads // kv_heads))
@@ -230,7 +231,7 @@ def _run(
         k.data_ptr(), k_block * nbytes, k_slot * nbytes, k_head * nbytes,
         v.data_ptr(), v_block * nbytes, v_slot * nbytes, v_head * nbytes,
         plan.addresses[1], plan.table.shape[1], block, causal, window or 0,
-        *_factors(options["scale"], options["softcap"]),
+        *_factors(options["scale"], options["softcap"]), sinks.data_ptr() if sinks is not None else 0,
         scratch.data_ptr(), each, partial, partial_bytes, arrived, 0,
     ))
     # fmt: on

@@ -10,12 +10,11 @@ from sagellm_backend.cpu.compiled import matrix_code as matrix
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled.paged_rows import (
     KEYS,
-    LOWEST,
     ONE,
     OUTPUT,
     SUM,
     ZERO,
-    put,
+    begin_row,
     row_at,
     state_bytes,
     weigh_of,
@@ -126,8 +125,8 @@ def begin(words: int, task: int, states: int, index: int, head: int, rows: int, 
         for number in range(min(size, rows - row)):
             for at in range(0, stride, w.LINE):
                 store(state + at, splat(ZERO))
-            put(state, 0, LOWEST)
             token, column = row_at(words, task, head, row + number, share)
+            begin_row(words, task, state, column)
             source = token * word(words, w.Q_TOKEN) + column * word(words, w.Q_HEAD)
             source = word(words, w.Q) + 2 * source
             for pair in range(dim >> 1):

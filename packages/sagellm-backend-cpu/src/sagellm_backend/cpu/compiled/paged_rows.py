@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ from sagellm_backend.cpu.compiled.vectors import (
 )
 
 ZERO, ONE, LIMIT = np.float32(0), np.float32(1), np.float32(126)
+LOG2E = np.float32(math.log2(math.e))
 LOWEST = np.float32(-3e38)
 """Lower than any score, and finite: what is hidden is -inf, and its distance from this is defined."""
 
@@ -109,6 +111,17 @@ def row_at(words: int, task: int, head: int, row: int, share: int) -> tuple[int,
     return int32(task, w.QUERY) + query, head * share + row - query * share
 
 
+@jit
+def begin_row(words: int, task: int, state: int, column: int) -> None:
+    """What a row starts from: nothing, and in the first split its head's sink."""
+    sinks = word(words, w.SINKS)
+    if sinks and not int32(task, w.SPLIT):
+        put(state, 0, max(LOWEST, get(sinks, column) * LOG2E))
+        put(state + SUM, 0, ONE)
+    else:
+        put(state, 0, LOWEST)
+
+
 def begin_of(dtype: str) -> Callable[..., Any]:
     """Queries to fp32, and nothing added up."""
     fetch, place = STORAGES[dtype].load, place_of(dtype)
@@ -126,6 +139,7 @@ def begin_of(dtype: str) -> Callable[..., Any]:
             put(state, 0, LOWEST)
             if row < rows:
                 token, column = row_at(words, task, head, row, share)
+                begin_row(words, task, state, column)
                 source = token * word(words, w.Q_TOKEN) + column * word(words, w.Q_HEAD)
                 for number in range(dim):
                     value = fetch(word(words, w.Q), source + number)

@@ -16,12 +16,15 @@ BLOCKS, BLOCK_ROW, BLOCK_SIZE, CAUSAL, WINDOW, SCALE, SOFTCAP = range(22, 29)
 """The int32 block table and its row length; a window of 0 is none. In fp32: the scale times
 log2(e), and the cap, or 0, and behind it log2(e) times the cap."""
 
-SCRATCH, SCRATCH_BYTES, PARTIAL, PARTIAL_BYTES, ARRIVED, NOT_FINITE = range(29, 35)
+SINKS = 29
+"""The address of the heads' sinks, or 0."""
+
+SCRATCH, SCRATCH_BYTES, PARTIAL, PARTIAL_BYTES, ARRIVED, NOT_FINITE = range(30, 36)
 """Memory for each thread; for each slot, which one split of a sequence writes for the last to merge;
 and int32 counters of the splits that are done, zeros to begin with. Matrices set the last word where
 a result is infinite or NaN."""
 
-WORDS = 35
+WORDS = 36
 
 SEQUENCE, QUERY, QUERIES, POSITION, FIRST_KEY, END_KEY, LENGTH, SLOT, SPLIT, SPLITS = range(10)
 """The int32 columns of a task: the row of the block table; the first query, how many, and the
