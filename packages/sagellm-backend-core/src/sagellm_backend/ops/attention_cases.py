@@ -57,7 +57,7 @@ def _paged(rng: np.random.Generator, dtype: DType) -> Iterator[Case]:
         ("decode-window", [1, 1, 1], [50, 3, 16], (4, 2, 32), 16, {"window": 16}),
         ("decode-softcap", [1, 1], [50, 19], (4, 2, 32), 16, {"softcap": 10.0}),
         ("decode-sinks", [1, 1, 1], [50, 1, 700], (8, 2, 64), 16, {"sinks": 2.0}),
-        ("decode-sinks-high", [1, 1], [50, 19], (4, 2, 32), 16, {"sinks": 60.0, "softcap": 10.0}),
+        ("decode-sinks-high", [1, 1], [50, 19], (4, 2, 32), 16, {"sinks": 12.0, "softcap": 10.0}),
     ):
         yield _random(rng, dtype, label, query, kv, shape, size, **options)
 
