@@ -5,6 +5,7 @@ A process of its own, so that the one that computes keeps the memory that compil
 
 from __future__ import annotations
 
+import gc
 import importlib
 import re
 import sys
@@ -59,4 +60,5 @@ def _unit(text: str, inner: str) -> llvm.ModuleRef:
 
 
 if __name__ == "__main__":
+    gc.disable()  # this process ends before there is anything worth collecting
     sys.stdout.buffer.write(compiled(sys.argv[1], sys.argv[2]))
