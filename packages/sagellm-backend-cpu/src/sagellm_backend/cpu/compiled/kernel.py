@@ -24,7 +24,7 @@ _TIMEOUT = 60.0
 class Kernel:
     """The function ``build(dtype)`` of a module of this package, compiled for this processor.
 
-    Compiling takes about a second, once on a machine; loading from the cache some milliseconds.
+    Compiling takes about a second, attention three, once on a machine; loading from the cache some milliseconds.
     Thread-safe.
     """
 
