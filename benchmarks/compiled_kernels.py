@@ -16,7 +16,6 @@ from sagellm_backend.errors import CapabilityError, UnavailableError
 KERNELS = (
     ("paged_attention", "fp32"),
     ("paged_attention", "bf16"),
-    ("paged_matrix", "bf16"),
     ("int_linear", "int8"),
     ("block_copy", "bytes"),
 )

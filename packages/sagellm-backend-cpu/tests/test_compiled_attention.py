@@ -1,4 +1,4 @@
-"""Paged attention by the compiled kernels: the reference's numbers, and plain torch where they fit not."""
+"""Paged attention by the compiled kernel: the reference's numbers, and plain torch where it fits not."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,13 @@ from hypothesis import strategies as st
 from sagellm_backend import CPUBackendProvider
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.cpu import attention as compiled
-from sagellm_backend.cpu import matrices
 from sagellm_backend.errors import InvalidArgumentError
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.torch_support import attention as plain
 from sagellm_backend.torch_support.misuse import MisuseError
 
 NAN = float("nan")
-BF16 = torch.bfloat16
-DTYPES = (torch.float32, BF16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
@@ -211,7 +209,6 @@ class TestLeftToTorch:
                 return None
 
         monkeypatch.setattr(compiled, "KERNELS", dict.fromkeys(DTYPES, Missing()))
-        monkeypatch.setattr(compiled, "MATRIX", Missing())
 
     def test_where_nothing_is_compiled(self):
         Step([1, 4], [40, 9]).check(window=6)
@@ -240,105 +237,9 @@ def test_what_the_kernel_is_not_for_is_left_to_torch(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_long_prompts_are_torchs_and_short_ones_beside_decodes_the_kernels(dtype, monkeypatch):
     runs, run = [], compiled._run
-    monkeypatch.setattr(
-        compiled, "_run", lambda *given, **how: runs.append(1) or run(*given, **how)
-    )
-    by_matrix = dtype is BF16 and matrices.available()
-    most = compiled.MOST_BY_MATRIX if by_matrix else compiled.MOST_QUERIES[dtype]
+    monkeypatch.setattr(compiled, "_run", lambda *given: runs.append(1) or run(*given))
+    most = compiled.MOST_QUERIES[dtype]
     Step([most + 1], [most + 40], dtype=dtype).check()
     assert not runs
     Step([most, 1], [most + 40, most + 40], dtype=dtype).check()
     assert runs
-
-
-@pytest.fixture(params=["matrices", "vectors"])
-def way(request, monkeypatch):
-    """By the matrix unit, and by vectors; the latter in both where there is no such unit."""
-    if request.param == "vectors":
-        monkeypatch.setattr(matrices, "available", lambda: False)
-    return request.param
-
-
-@pytest.fixture
-def ways(monkeypatch):
-    """Whether each run of a kernel was by matrices."""
-    found, run = [], compiled._run
-
-    def record(*given, by_matrix):
-        found.append(by_matrix)
-        return run(*given, by_matrix=by_matrix)
-
-    monkeypatch.setattr(compiled, "_run", record)
-    return found
-
-
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("size", [1, 3, 16, 24, 128])
-@pytest.mark.parametrize("order", [0, 1, 2])
-@pytest.mark.parametrize("share", [1, 2, 3, 8, 11, 20])
-def test_blocks_of_all_sizes_and_orders_follow_the_reference(size, order, share):
-    step = Step([1, 7, 3], [65, 81, 48], 2 * share, 2, 96, size, BF16, order)
-    step.check()
-    step.check(window=19)
-
-
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("kv", [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129])
-def test_any_number_of_keys_follows_the_reference(kv):
-    step = Step([1], [kv], 4, 2, 64, 16, BF16)
-    step.check()
-    step.check(softcap=3.0)
-
-
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("value", [torch.inf, -torch.inf, NAN])
-@pytest.mark.parametrize("place", [0, 1, 62, 63])
-@pytest.mark.parametrize("kv", [70, 700])
-def test_an_infinite_value_is_seen_in_its_own_dimension_only(value, place, kv):
-    step = Step([1], [kv], dtype=BF16)
-    ordinary = step()
-    step.v[int(step.metadata.block_table[0, 2]), 5, 0, place] = value
-    found = step()
-    seen = found.isfinite().logical_not()
-    assert seen[0, :2, place].all()
-    assert seen.sum() == 2
-    expected = torch.full((2,), value, dtype=BF16)
-    assert torch.equal(found[0, :2, place].nan_to_num(7), expected.nan_to_num(7))
-    near = (found - ordinary)[~seen].abs() <= 2**-7 * ordinary[~seen].abs().clamp(min=1)
-    assert near.all()
-
-
-@pytest.mark.usefixtures("way")
-def test_a_sequence_does_not_depend_on_an_infinite_neighbour():
-    step = Step([1, 1], [300, 200], dtype=BF16)
-    step.v[int(step.metadata.block_table[1, 0]), 0] = torch.inf
-    alone = AttentionMetadata.build([1], [300], step.metadata.block_table[:1], 16)
-    found = compiled.attention(step.q[:1], step.k, step.v, alone, scale=step.scale)
-    assert torch.equal(found, step()[:1])
-
-
-def test_dimensions_that_come_by_32_are_for_matrices(ways):
-    for dim in (32, 64, 80, 96, 128, 256):
-        Step([1], [40], dim=dim, dtype=BF16).check()
-    assert ways == [matrices.available() and not dim % 32 for dim in (32, 64, 80, 96, 128, 256)]
-    ways.clear()
-    Step([1], [40]).check()
-    Step([1], [40], dtype=torch.float16).check()
-    assert ways == [False, False]
-
-
-def test_both_ways_agree_within_a_rounding_of_the_weights(monkeypatch):
-    step = Step([2, 1], [400, 90], 8, 2, 128, dtype=BF16)
-    by_matrix = step().float()
-    monkeypatch.setattr(matrices, "available", lambda: False)
-    by_vectors = step().float()
-    assert ((by_matrix - by_vectors).abs() <= 2**-7 * by_vectors.abs().clamp(min=1)).all()
-
-
-def test_products_of_torch_in_between_are_what_they_were():
-    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).to(BF16)
-    step = Step([1, 2], [130, 70], dtype=BF16)
-    product, attended = x @ x.T, step()
-    for _ in range(20):
-        assert torch.equal(x @ x.T, product)
-        assert torch.equal(step(), attended)

@@ -103,9 +103,9 @@ def run(provider, dtype):
     with FakeTensorMode(allow_non_fake_inputs=True):
         for operation, item, arguments, results in calls(provider, dtype):
             native = {name: fake(value) for name, value in arguments.items()}
-            positional = [native.pop(name) for name in operation.args if name in native]
-            metadata = [native.pop("metadata")] if "metadata" in native else []
-            made = item.fn(*positional, *metadata, **native)
+            given = inspect.signature(operation.reference).parameters.values()
+            positional = [native.pop(one.name) for one in given if one.kind is not one.KEYWORD_ONLY]
+            made = item.fn(*positional, **native)
             outputs = made if isinstance(made, tuple) else () if made is None else (made,)
             for output, wanted in zip(outputs, results[: len(operation.returns)], strict=True):
                 assert output.device == torch.device("cuda:0"), operation.name

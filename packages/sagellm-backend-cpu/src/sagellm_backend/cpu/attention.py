@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sagellm_backend.attention import AttentionMetadata
-from sagellm_backend.cpu import matrices
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
@@ -25,17 +24,11 @@ KERNELS = {
     torch.float16: Kernel("paged_attention", "fp16"),
     torch.bfloat16: Kernel("paged_attention", "bf16"),
 }
-MATRIX = Kernel("paged_matrix", "bf16")
-"""What computes bf16 where there is a matrix unit, if dimensions come by 32."""
-
 MOST_QUERIES = {torch.float32: 256, torch.float16: 32, torch.bfloat16: 24}
 """By dtype, up to about how many new tokens of a sequence the kernel is faster than torch.
 
 It saves the copy of the keys that torch gathers first; torch multiplies many queries faster.
 Reckoned from the rates of both (benchmarks/README.md), that of fp16 estimated."""
-
-MOST_BY_MATRIX = 48
-"""The same where there is a matrix unit: the last that was measured to gain."""
 
 PLAN = "cpu.paged_plan"
 _QUERIES = "cpu.paged_queries"
@@ -87,28 +80,14 @@ def attention(
     if metadata.block_table is None or not _fits(q, k, v):
         return plain.attention(q, k, v, metadata, **options)
     plain.check(q, k, v, metadata, **options)
-    matrix = MATRIX.function() if _has_matrices(q) else None
-    if _mean_queries(metadata) > (MOST_BY_MATRIX if matrix else MOST_QUERIES[q.dtype]):
-        return plain.attention(q, k, v, metadata, **options)
-    if matrix is None:
-        return _by_vectors(q, k, v, metadata, options)
-    out, finite = _run(matrix, q, k, v, metadata, options, by_matrix=True)
-    if finite:
-        return out
-    return torch.where(out.isfinite(), out, _by_vectors(q, k, v, metadata, options))
-
-
-def _by_vectors(
-    q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, options: dict[str, Any]
-) -> Tensor:
     function = KERNELS[q.dtype].function()
     if function is None:
         return plain.attention(q, k, v, metadata, **options)
-    return _run(function, q, k, v, metadata, options, by_matrix=False)[0]
-
-
-def _has_matrices(q: Tensor) -> bool:
-    return q.dtype is torch.bfloat16 and not q.shape[2] % 32 and matrices.available()
+    if _mean_queries(metadata) > MOST_QUERIES[q.dtype]:
+        return plain.attention(q, k, v, metadata, **options)
+    share = q.shape[1] // k.shape[2]
+    plan = _plan(metadata, max(1, _MOST_ROWS // share), causal, window)
+    return _run(function, q, k, v, plan, scale, causal, window, softcap, sinks)
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -194,29 +173,26 @@ def _run(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    metadata: AttentionMetadata,
-    options: dict[str, Any],
-    *,
-    by_matrix: bool,
-) -> tuple[Tensor, bool]:
-    """The result, and whether it may be relied on where it is infinite or NaN."""
+    plan: Plan,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
     _, heads, dim = q.shape
     _, block, kv_heads, _ = k.shape
-    causal, window, sinks = options["causal"], options["window"], options["sinks"]
     sinks = None if sinks is None else sinks.contiguous()
-    plan = _plan(metadata, max(1, _MOST_ROWS // (heads // kv_heads)), causal, window)
     nbytes = k.element_size()
-    rows = (w.matrix_rows if by_matrix else _rows)(plan.queries * (heads // kv_heads))
+    rows = _rows(plan.queries * (heads // kv_heads))
     span = min(kv_heads, w.SPAN_HEADS, max(1, _SPAN_BYTES // (dim * nbytes)))
     groups = -(-kv_heads // span)
     tasks, slots = plan.size * groups, plan.slots
     each = w.scratch_bytes(rows, span, dim)
-    if by_matrix:
-        each += w.matrix_bytes(rows, span, dim)
     scratch = torch.empty(min(torch.get_num_threads(), tasks) * each, dtype=torch.uint8)
     partial_bytes = partial = arrived = 0
     if slots:
-        partial_bytes = kv_heads * rows * w.state_bytes(dim)
+        partial_bytes = 4 * kv_heads * rows * (dim + 2)
         found = torch.empty(slots * partial_bytes, dtype=torch.uint8)
         done = torch.zeros(slots * groups, dtype=torch.int32)
         partial, arrived = found.data_ptr(), done.data_ptr()
@@ -231,9 +207,9 @@ def _run(
         k.data_ptr(), k_block * nbytes, k_slot * nbytes, k_head * nbytes,
         v.data_ptr(), v_block * nbytes, v_slot * nbytes, v_head * nbytes,
         plan.addresses[1], plan.table.shape[1], block, causal, window or 0,
-        *_factors(options["scale"], options["softcap"]), sinks.data_ptr() if sinks is not None else 0,
-        scratch.data_ptr(), each, partial, partial_bytes, arrived, 0,
+        *_factors(scale, softcap), 0 if sinks is None else sinks.data_ptr(),
+        scratch.data_ptr(), each, partial, partial_bytes, arrived,
     ))
     # fmt: on
     team.run(function, words, tasks)
-    return out, not words[w.NOT_FINITE]
+    return out

@@ -7,7 +7,7 @@ FlashDecoding. Powers are of two, so that ``log2(e)`` is part of the scale.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled.paged_rows import (
@@ -17,16 +17,15 @@ from sagellm_backend.cpu.compiled.paged_rows import (
     begin_of,
     bound,
     finish_of,
-    kept_bytes,
     leave,
     merge,
     put,
     state_bytes,
-    weigh_of,
+    weigh,
 )
 from sagellm_backend.cpu.compiled.paged_tiles import SCORES, outputs_of, scores_of
 from sagellm_backend.cpu.compiled.storage import arrive, int32, next_chunk, set_word, word
-from sagellm_backend.cpu.compiled.vectors import jit, keep
+from sagellm_backend.cpu.compiled.vectors import jit
 
 
 @jit
@@ -64,18 +63,16 @@ def list_rows(keys: int, place: int, stride: int, slot: int, head: int, heads: i
                 set_word(place, other * KEYS + number, row)
 
 
-def chunk_of(dtype: str) -> Callable[..., Any]:
+def step_of(dtype: str) -> Callable[..., Any]:
     """A step over at most KEYS keys of one kv head, for at most TILE rows; how many it was for."""
     scores1, scores2, scores4, scores8 = (scores_of(dtype, rows) for rows in (1, 2, 4, 8))
-    weigh = weigh_of(keep)
     outputs1, outputs2, outputs4, outputs8 = (outputs_of(dtype, rows) for rows in (1, 2, 4, 8))
 
     @jit
     def step(
         words: int,
         scratch: int,
-        states: int,
-        index: int,
+        state: int,
         row: int,
         rows: int,
         head: int,
@@ -85,7 +82,7 @@ def chunk_of(dtype: str) -> Callable[..., Any]:
         count: int,
     ) -> int:
         dim, stride = word(words, w.DIM), state_bytes(words)
-        state, scores = states + index * stride, scratch + w.LISTS
+        scores = scratch + w.LISTS
         factors, bounds = scores + TILE * SCORES, scratch + w.HEADER + 16 * row
         query, offset = state + ((stride + OUTPUT) >> 1), head * word(words, w.K_HEAD)
         if rows > 4:
@@ -99,7 +96,7 @@ def chunk_of(dtype: str) -> Callable[..., Any]:
         for number in range(min(rows, TILE)):
             low, high = word(bounds, 2 * number) - first, word(bounds, 2 * number + 1) - first
             at = scores + number * SCORES
-            put(factors, number, weigh(words, state + number * stride, at, at, low, high, count))
+            put(factors, number, weigh(words, state + number * stride, at, low, high, count))
         offset = head * word(words, w.V_HEAD)
         o, keys, ahead = state + OUTPUT, keys + 8 * KEYS, ahead + 8 * KEYS * w.SPAN_HEADS
         if rows > 4:
@@ -114,72 +111,13 @@ def chunk_of(dtype: str) -> Callable[..., Any]:
         outputs1(o, stride, factors, scores, keys, ahead, offset, dim, count)
         return 1
 
-    @jit
-    def chunk(
-        words: int,
-        scratch: int,
-        states: int,
-        head: int,
-        heads: int,
-        rows: int,
-        keys: int,
-        following: int,
-        first: int,
-        count: int,
-    ) -> None:
-        rows_ahead = scratch + 32 * KEYS
-        values = rows_ahead + 8 * KEYS * w.SPAN_HEADS
-        stride, slot = word(words, w.K_HEAD), word(words, w.K_SLOT)
-        list_rows(following, rows_ahead, stride, slot, head, heads)
-        stride, slot = word(words, w.V_HEAD), word(words, w.V_SLOT)
-        list_rows(following + 8 * KEYS, values, stride, slot, head, heads)
-        for number in range(heads):
-            row, mine = 0, rows_ahead + 8 * KEYS * number
-            index, at = word(words, w.ROWS) * number, head + number
-            while row < rows:
-                done = step(
-                    words,
-                    scratch,
-                    states,
-                    index + row,
-                    row,
-                    rows - row,
-                    at,
-                    keys,
-                    mine,
-                    first,
-                    count,
-                )
-                row += done
-
-    return chunk
+    return step
 
 
-@jit
-def states_of(words: int, scratch: int) -> int:
-    """Where the rows of a thread begin."""
-    return scratch + w.HEADER + ((16 * word(words, w.ROWS) + 63) & -64)
-
-
-@jit
-def nothing(words: int, states: int) -> None:
-    """What a thread does first and last where it has nothing to prepare."""
-
-
-class Parts(NamedTuple):
-    """What the kernels for vectors and for matrices do each in its way, as compiled functions."""
-
-    enter: Callable[..., Any]
-    begin: Callable[..., Any]
-    chunk: Callable[..., Any]
-    kept: Callable[..., Any]
-    finish: Callable[..., Any]
-    leave: Callable[..., Any]
-
-
-def kernel_of(parts: Parts) -> Callable[..., Any]:
-    """The kernel that is made of these: tasks until none is left."""
-    enter, begin, chunk, kept_bytes, finish, depart = parts
+def build(dtype: str) -> Callable[..., Any]:
+    """The kernel for queries, keys, values and results of a dtype; ``paged_words`` has its words."""
+    step = step_of(dtype)
+    begin, finish = begin_of(dtype), finish_of(dtype)
 
     @jit
     def read(
@@ -190,6 +128,7 @@ def kernel_of(parts: Parts) -> Callable[..., Any]:
         head: int,
         heads: int,
         rows: int,
+        size: int,
     ) -> None:
         first, end, sequence = (
             int32(task, w.FIRST_KEY),
@@ -197,13 +136,27 @@ def kernel_of(parts: Parts) -> Callable[..., Any]:
             int32(task, w.SEQUENCE),
         )
         keys, following = scratch, scratch + 16 * KEYS
+        ahead = scratch + 32 * KEYS
+        values = ahead + 8 * KEYS * w.SPAN_HEADS
         list_keys(words, keys, sequence, first, min(KEYS, end - first))
         while first < end:
             count = min(KEYS, end - first)
             left = end - first - count
             # At the end nothing is to be asked for but what has been read.
             list_keys(words, following, sequence, first + (count if left else 0), left or count)
-            chunk(words, scratch, states, head, heads, rows, keys, following, first, count)
+            stride, slot = word(words, w.K_HEAD), word(words, w.K_SLOT)
+            list_rows(following, ahead, stride, slot, head, heads)
+            stride, slot = word(words, w.V_HEAD), word(words, w.V_SLOT)
+            list_rows(following + 8 * KEYS, values, stride, slot, head, heads)
+            state = states
+            for number in range(heads):
+                row, mine = 0, ahead + 8 * KEYS * number
+                while row < rows:
+                    at, more = state + row * size, rows - row
+                    row += step(
+                        words, scratch, at, row, more, head + number, keys, mine, first, count
+                    )
+                state += word(words, w.ROWS) * size
             keys, following = following, keys
             first += count
 
@@ -213,42 +166,34 @@ def kernel_of(parts: Parts) -> Callable[..., Any]:
         heads = min(word(words, w.SPAN), word(words, w.KV_HEADS) - head)
         share = word(words, w.HEADS) // word(words, w.KV_HEADS)
         rows, size = int32(task, w.QUERIES) * share, state_bytes(words)
-        states = states_of(words, scratch)
+        states = scratch + w.HEADER + ((16 * word(words, w.ROWS) + 63) & -64)
         each = word(words, w.ROWS) * size
         bound(words, task, scratch, share)
         for number in range(heads):
-            index = number * word(words, w.ROWS)
-            begin(words, task, states, index, head + number, rows, share)
-        read(words, task, scratch, states, head, heads, rows)
-        kept = kept_bytes(words)
+            begin(words, task, states + number * each, head + number, rows, share)
+        read(words, task, scratch, states, head, heads, rows, size)
         splits, slot = int32(task, w.SPLITS), int32(task, w.SLOT)
         if splits > 1:
             for number in range(heads):
                 mine = slot + int32(task, w.SPLIT)
-                leave(words, mine, states + number * each, head + number, rows, kept)
+                leave(words, mine, states + number * each, head + number, rows)
             counter = word(words, w.ARRIVED) + 4 * (slot * word(words, w.HEAD_GROUPS) + group)
             if arrive(counter) < splits - 1:
                 return
             for number in range(heads):
-                merge(words, slot, splits, states + number * each, head + number, rows, kept)
+                merge(words, slot, splits, states + number * each, head + number, rows)
         for number in range(heads):
             finish(words, task, states + number * each, head + number, rows, share)
 
     def paged_attention(words: int) -> None:
-        member, groups = next_chunk(words + 8 * w.TEAM), word(words, w.HEAD_GROUPS)
+        member = next_chunk(words + 8 * w.TEAM)
         scratch = word(words, w.SCRATCH) + member * word(words, w.SCRATCH_BYTES)
-        enter(words, states_of(words, scratch))
-        number = next_chunk(words)
-        while number < word(words, w.TASKS):
+        groups = word(words, w.HEAD_GROUPS)
+        while True:
+            number = next_chunk(words)
+            if number >= word(words, w.TASKS):
+                return
             task = word(words, w.TASK_TABLE) + 4 * w.COLUMNS * (number // groups)
             do(words, task, scratch, number - number // groups * groups)
-            number = next_chunk(words)
-        depart(words, states_of(words, scratch))
 
     return paged_attention
-
-
-def build(dtype: str) -> Callable[..., Any]:
-    """The kernel for queries, keys, values and results of a dtype; ``paged_words`` has its words."""
-    begin, finish = begin_of(dtype), finish_of(dtype)
-    return kernel_of(Parts(nothing, begin, chunk_of(dtype), kept_bytes, finish, nothing))

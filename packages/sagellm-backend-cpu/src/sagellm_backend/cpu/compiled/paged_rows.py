@@ -10,7 +10,7 @@ import numpy as np
 
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled.storage import STORAGES, int32, set_word, word
-from sagellm_backend.cpu.compiled.vector_code import BYTES, LANES
+from sagellm_backend.cpu.compiled.vector_code import LANES
 from sagellm_backend.cpu.compiled.vectors import (
     between,
     exp2,
@@ -56,36 +56,30 @@ def capped(x: Any, cap: float) -> Any:
     return times(splat(cap), over(minus(one, inverse), plus(one, inverse)))
 
 
-def weigh_of(keep: Callable[..., Any]) -> Callable[..., Any]:
-    """Scores to weights, left by ``keep(address, vector)`` in numbers of so many bytes."""
-
-    @jit
-    def weigh(
-        words: int, state: int, scores: int, weights: int, low: int, high: int, count: int
-    ) -> Any:
-        """By the highest so far; the factor of what was added by the one before."""
-        scale, cap = splat(get(words, 2 * w.SCALE)), get(words, 2 * w.SOFTCAP)
-        before = get(state, 0)
-        top = splat(before)
-        for first in range(0, count, LANES):
-            x = times(load(scores + 4 * first), scale)
-            if cap > ZERO:
-                x = capped(x, cap)
-            x = between(x, low - first, high - first)
-            top = maximum(x, top)
-            store(scores + 4 * first, x)
-        now = highest(top)
-        top = splat(now)
-        factor = exp2(minus(splat(before), top))
-        added = times(load(state + SUM), factor)
-        for first in range(0, count, LANES):
-            x = exp2(minus(load(scores + 4 * first), top))
-            added = plus(added, keep(weights + 4 * first, x))
-        store(state + SUM, added)
-        put(state, 0, now)
-        return first_lane(factor)
-
-    return weigh
+@jit
+def weigh(words: int, state: int, scores: int, low: int, high: int, count: int) -> Any:
+    """Scores to weights by the highest so far; the factor of what was added by the one before."""
+    scale, cap = splat(get(words, 2 * w.SCALE)), get(words, 2 * w.SOFTCAP)
+    before = get(state, 0)
+    top = splat(before)
+    for first in range(0, count, LANES):
+        x = times(load(scores + 4 * first), scale)
+        if cap > ZERO:
+            x = capped(x, cap)
+        x = between(x, low - first, high - first)
+        top = maximum(x, top)
+        store(scores + 4 * first, x)
+    now = highest(top)
+    top = splat(now)
+    factor = exp2(minus(splat(before), top))
+    added = times(load(state + SUM), factor)
+    for first in range(0, count, LANES):
+        x = exp2(minus(load(scores + 4 * first), top))
+        store(scores + 4 * first, x)
+        added = plus(added, x)
+    store(state + SUM, added)
+    put(state, 0, now)
+    return first_lane(factor)
 
 
 @jit
@@ -127,11 +121,8 @@ def begin_of(dtype: str) -> Callable[..., Any]:
     fetch, place = STORAGES[dtype].load, place_of(dtype)
 
     @jit
-    def begin(
-        words: int, task: int, states: int, index: int, head: int, rows: int, share: int
-    ) -> None:
+    def begin(words: int, task: int, state: int, head: int, rows: int, share: int) -> None:
         dim, stride = word(words, w.DIM), state_bytes(words)
-        state = states + index * stride
         for row in range(word(words, w.ROWS)):
             for at in range(0, stride, 64):
                 for number in range(16):
@@ -169,40 +160,46 @@ def finish_of(dtype: str) -> Callable[..., Any]:
 
 
 @jit
-def kept_bytes(words: int) -> int:
-    """As much of the state of a row as splits leave: without the query."""
-    return OUTPUT + 4 * ((word(words, w.DIM) + 15) & -16)
+def partial_at(words: int, slot: int, head: int, row: int) -> int:
+    """Where a split leaves a row: outputs, their sum, and the highest score."""
+    at = (head * word(words, w.ROWS) + row) * (word(words, w.DIM) + 2)
+    return word(words, w.PARTIAL) + slot * word(words, w.PARTIAL_BYTES) + 4 * at
 
 
 @jit
-def partial_at(words: int, slot: int, head: int, row: int, kept: int) -> int:
-    """Where a split leaves a row: its highest score, sums and outputs."""
-    at = (head * word(words, w.ROWS) + row) * kept
-    return word(words, w.PARTIAL) + slot * word(words, w.PARTIAL_BYTES) + at
-
-
-@jit
-def leave(words: int, slot: int, state: int, head: int, rows: int, kept: int) -> None:
+def leave(words: int, slot: int, state: int, head: int, rows: int) -> None:
     """Write what a split found to its slot."""
+    dim = word(words, w.DIM)
     for row in range(rows):
-        place = partial_at(words, slot, head, row, kept)
-        for at in range(0, kept, BYTES):
-            store(place + at, load(state + at))
+        place = partial_at(words, slot, head, row)
+        for number in range(dim):
+            put(place, number, get(state + OUTPUT, number))
+        put(place, dim, total(load(state + SUM)))
+        put(place, dim + 1, get(state, 0))
         state += state_bytes(words)
 
 
 @jit
-def merge(words: int, first: int, splits: int, state: int, head: int, rows: int, kept: int) -> None:
+def merge(words: int, first: int, splits: int, state: int, head: int, rows: int) -> None:
     """Add the splits up, in their order, into the states."""
+    dim = word(words, w.DIM)
     for row in range(rows):
         top = LOWEST
         for slot in range(first, first + splits):
-            top = max(top, get(partial_at(words, slot, head, row, kept), 0))
-        for at in range(SUM, kept, BYTES):
-            store(state + at, splat(ZERO))
+            top = max(top, get(partial_at(words, slot, head, row), dim + 1))
+        for number in range(dim):
+            put(state + OUTPUT, number, ZERO)
+        divisor = ZERO
         for slot in range(first, first + splits):
-            place = partial_at(words, slot, head, row, kept)
-            factor = exp2(minus(splat(get(place, 0)), splat(top)))
-            for at in range(SUM, kept, BYTES):
-                store(state + at, plus(load(state + at), times(load(place + at), factor)))
+            place = partial_at(words, slot, head, row)
+            factor = first_lane(exp2(minus(splat(get(place, dim + 1)), splat(top))))
+            divisor += factor * get(place, dim)
+            for number in range(dim):
+                put(
+                    state + OUTPUT,
+                    number,
+                    get(state + OUTPUT, number) + factor * get(place, number),
+                )
+        store(state + SUM, splat(ZERO))
+        put(state + SUM, 0, divisor)
         state += state_bytes(words)

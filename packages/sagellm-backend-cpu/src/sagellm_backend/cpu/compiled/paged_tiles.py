@@ -10,7 +10,8 @@ there would be eight. Importing this imports Numba.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -34,7 +35,7 @@ from sagellm_backend.cpu.compiled.vector_code import (
     sums,
     write,
 )
-from sagellm_backend.cpu.compiled.vectors import operation, steps
+from sagellm_backend.cpu.compiled.vectors import operation
 
 SCORES = 4 * KEYS
 """Bytes of a row of scores."""
@@ -80,9 +81,9 @@ def scores_of(dtype: str, rows: int) -> Callable[..., Any]:
                     for x, y in zip(query, key, strict=True):
                         _more(builder, totals[row * width + number], x, y)
 
-        with steps(builder, count, width) as first:
+        with _steps(builder, count, width) as first:
             for place in _listed(builder, ahead, first, _I64(0), width):
-                with steps(builder, builder.mul(dim, _I64(nbytes)), LINE) as line:
+                with _steps(builder, builder.mul(dim, _I64(nbytes)), LINE) as line:
                     prefetch_line(builder, builder.add(place, line))
             for each in totals:
                 builder.store(constant(0.0), each)
@@ -134,7 +135,7 @@ def outputs_of(dtype: str, rows: int) -> Callable[..., Any]:
             for index, (place, each) in enumerate(zip(places, totals, strict=True)):
                 before = builder.fmul(read(builder, place), scales[index // parts])
                 builder.store(before, each)
-            with steps(builder, count, 1) as key:
+            with _steps(builder, count, 1) as key:
                 (soon,) = _listed(builder, ahead, key, _times(builder, at, nbytes), 1)
                 for line in range(0, parts * LANES * nbytes, LINE):
                     prefetch_line(builder, builder.add(soon, _I64(line)))
@@ -159,11 +160,19 @@ def _columns(builder: Any, dim: Any, most: int, add: Callable[..., None]) -> Non
     start = _I64(0)
     for parts in (4, 2)[most == 2 :]:
         stop = builder.and_(dim, _I64(-parts * LANES))
-        with steps(builder, stop, parts * LANES, start) as at:
+        with _steps(builder, stop, parts * LANES, start) as at:
             add(at, parts, None)
         start = stop
-    with steps(builder, dim, LANES, start) as at:
+    with _steps(builder, dim, LANES, start) as at:
         add(at, 1, first_lanes(builder, builder.sub(dim, at)))
+
+
+@contextmanager
+def _steps(builder: Any, stop: Any, step: int, start: Any = None) -> Iterator[Any]:
+    """A loop over ``range(start, stop, step)``."""
+    first = _I64(0) if start is None else start
+    with cgutils.for_range_slice(builder, first, stop, _I64(step), _I64) as (index, _):
+        yield index
 
 
 def _room(builder: Any) -> Any:

@@ -19,12 +19,11 @@ log2(e), and the cap, or 0, and behind it log2(e) times the cap."""
 SINKS = 29
 """The address of the heads' sinks, or 0."""
 
-SCRATCH, SCRATCH_BYTES, PARTIAL, PARTIAL_BYTES, ARRIVED, NOT_FINITE = range(30, 36)
+SCRATCH, SCRATCH_BYTES, PARTIAL, PARTIAL_BYTES, ARRIVED = range(30, 35)
 """Memory for each thread; for each slot, which one split of a sequence writes for the last to merge;
-and int32 counters of the splits that are done, zeros to begin with. Matrices set the last word where
-a result is infinite or NaN."""
+and int32 counters of the splits that are done, zeros to begin with."""
 
-WORDS = 36
+WORDS = 35
 
 SEQUENCE, QUERY, QUERIES, POSITION, FIRST_KEY, END_KEY, LENGTH, SLOT, SPLIT, SPLITS = range(10)
 """The int32 columns of a task: the row of the block table; the first query, how many, and the
@@ -56,28 +55,5 @@ def padded(count: int, step: int) -> int:
 
 def scratch_bytes(rows: int, heads: int, dim: int) -> int:
     """Bytes that a thread needs for tasks of so many rows for each of so many kv heads."""
-    return HEADER + padded(16 * rows, LINE) + heads * rows * state_bytes(dim)
-
-
-MATRIX = 8
-"""The most rows of queries in a matrix."""
-
-SHAPED, SHAPES, FOUND, PLACES, COPIES = 0, LINE, 2 * LINE, 3 * LINE, 5 * LINE
-"""Behind the rows, where there are matrices, a word and bytes: for how many rows these are shaped,
-their shapes, those that were found, where each 16 keys are, and copies of keys."""
-
-
-def matrix_rows(count: int) -> int:
-    """Rows that matrices take for so many: whole ones, and a power of two."""
-    rest = count % MATRIX
-    return count - rest + (1 << (rest - 1).bit_length() if rest else 0)
-
-
-def matrix_bytes(rows: int, heads: int, dim: int) -> int:
-    """Bytes that a thread needs besides those of :func:`scratch_bytes`, for dimensions by 32."""
-    return COPIES + 2 * dim * (KEYS + heads * rows) + 16 * KEYS * heads * rows
-
-
-def state_bytes(dim: int) -> int:
-    """Bytes of a row."""
-    return 2 * LINE + 8 * padded(dim, LINE // 4)
+    state = 2 * LINE + 8 * padded(dim, LINE // 4)
+    return HEADER + padded(16 * rows, LINE) + heads * rows * state

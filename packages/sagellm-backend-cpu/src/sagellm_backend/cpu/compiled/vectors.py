@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from sagellm_backend.cpu.compiled.storage import FAST
@@ -94,17 +92,6 @@ def place_of(dtype: str) -> Callable[..., Any]:
     return place
 
 
-@contextmanager
-def steps(builder: Any, stop: Any, step: int, start: Any = None) -> Iterator[Any]:
-    """A loop over ``range(start, stop, step)``."""
-    first = ir.IntType(64)(0) if start is None else start
-    with cgutils.for_range_slice(builder, first, stop, ir.IntType(64)(step), ir.IntType(64)) as (
-        index,
-        _,
-    ):
-        yield index
-
-
 @operation(VECTOR, types.float32)
 def splat(builder: Any, value: Any) -> Any:
     """A number in all lanes."""
@@ -127,13 +114,6 @@ def first_lane(builder: Any, value: Any) -> Any:
 def store(builder: Any, address: Any, value: Any) -> None:
     """LANES fp32 to an address."""
     write(builder, address, value)
-
-
-@operation(VECTOR, types.int64, VECTOR)
-def keep(builder: Any, address: Any, value: Any) -> Any:
-    """LANES fp32 to an address; these."""
-    write(builder, address, value)
-    return value
 
 
 @operation(VECTOR, VECTOR, VECTOR)
