@@ -152,8 +152,6 @@ def attention_in_blocks(
         position = np.arange(len(keys) - len(queries), len(keys))[:, None]
         top = np.full((q.shape[1], len(queries), 1), -np.inf, np.float32)
         total, state = np.zeros_like(top), np.zeros((q.shape[1], *queries[:, 0].shape), np.float32)
-        if sinks is not None:
-            top, total = np.zeros_like(top) + f32(sinks)[:, None, None], total + 1
         for start in range(0, len(keys), 24):
             part = slice(start, start + 24)
             logits = np.einsum("qhd,khd->hqk", queries, keys[part])
@@ -171,6 +169,8 @@ def attention_in_blocks(
             rounded = f32(weights.astype(q.dtype))
             state = state * faded + np.einsum("hqk,khd->hqd", rounded, values[part])
             top = higher
+        if sinks is not None:
+            total = total + np.exp(sinks[:, None, None] - top)
         result[rows] = (state / total).swapaxes(0, 1)
     return result
 
