@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
 from torch import Tensor
 
 from sagellm_backend.cpu.compiled import team
-from sagellm_backend.cpu.compiled.kernel import Kernel
-from sagellm_backend.cpu.operands import addressable
+from sagellm_backend.cpu.operands import addressable, kernels_of
 from sagellm_backend.torch_support import kernels
 
-_KERNELS = {
-    torch.float32: Kernel("silu_and_mul", "fp32"),
-    torch.float16: Kernel("silu_and_mul", "fp16"),
-    torch.bfloat16: Kernel("silu_and_mul", "bf16"),
-}
+_KERNELS = kernels_of("silu_and_mul")
 _CHUNK = 1 << 13
 _Words = ctypes.c_int64 * 6
 

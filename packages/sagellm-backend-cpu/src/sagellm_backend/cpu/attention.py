@@ -15,15 +15,10 @@ from torch import Tensor
 from sagellm_backend.attention import AttentionMetadata
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled import team
-from sagellm_backend.cpu.compiled.kernel import Kernel
-from sagellm_backend.cpu.operands import addressable
+from sagellm_backend.cpu.operands import addressable, kernels_of
 from sagellm_backend.torch_support import attention as plain
 
-KERNELS = {
-    torch.float32: Kernel("paged_attention", "fp32"),
-    torch.float16: Kernel("paged_attention", "fp16"),
-    torch.bfloat16: Kernel("paged_attention", "bf16"),
-}
+KERNELS = kernels_of("paged_attention")
 MOST_QUERIES = {torch.float32: 256, torch.float16: 32, torch.bfloat16: 24}
 """By dtype, up to about how many new tokens of a sequence the kernel is faster than torch.
 

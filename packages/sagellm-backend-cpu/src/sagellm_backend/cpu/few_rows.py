@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from sagellm_backend.cpu.compiled import team
-from sagellm_backend.cpu.compiled.kernel import Kernel
-from sagellm_backend.cpu.operands import addressable
+from sagellm_backend.cpu.operands import addressable, kernels_of
 
 ROWS = {torch.float32: (3, 8), torch.float16: (1, 16), torch.bfloat16: (1, 4)}
 """By dtype, the fewest and the most rows with which the kernel is faster (benchmarks/linear.py).
@@ -17,11 +16,7 @@ ROWS = {torch.float32: (3, 8), torch.float16: (1, 16), torch.bfloat16: (1, 4)}
 torch reads weights at the speed of memory for fewer rows of fp32, and multiplies more of bf16 by AMX.
 """
 
-_KERNELS = {
-    torch.float32: Kernel("row_linear", "fp32"),
-    torch.float16: Kernel("row_linear", "fp16"),
-    torch.bfloat16: Kernel("row_linear", "bf16"),
-}
+_KERNELS = kernels_of("row_linear")
 _CHUNKS = (1 << 14, 1 << 19)
 _Words = ctypes.c_int64 * 9
 _FP16 = torch.float16

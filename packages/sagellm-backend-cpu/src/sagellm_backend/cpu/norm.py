@@ -9,16 +9,11 @@ import torch
 from torch import Tensor
 
 from sagellm_backend.cpu.compiled import team
-from sagellm_backend.cpu.compiled.kernel import Kernel
-from sagellm_backend.cpu.operands import addressable
+from sagellm_backend.cpu.operands import addressable, kernels_of
 from sagellm_backend.torch_support.misuse import FLOATING, MisuseError, bad_eps
 
 _FP32, _rms_norm = torch.float32, torch.rms_norm
-_KERNELS = {
-    torch.float32: Kernel("rms_norm", "fp32"),
-    torch.float16: Kernel("rms_norm", "fp16"),
-    torch.bfloat16: Kernel("rms_norm", "bf16"),
-}
+_KERNELS = kernels_of("rms_norm")
 _CHUNK = 1 << 15
 _Words = ctypes.c_int64 * 10
 _eps_word = struct.Struct("<fxxxx").pack

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
 from torch import Tensor
 
 from sagellm_backend.cpu.compiled import team
-from sagellm_backend.cpu.compiled.kernel import Kernel
-from sagellm_backend.cpu.operands import addressable
+from sagellm_backend.cpu.operands import addressable, kernels_of
 from sagellm_backend.torch_support import kernels
 from sagellm_backend.torch_support.misuse import check_rope
 
-_KERNELS = {
-    torch.float32: Kernel("rope", "fp32"),
-    torch.float16: Kernel("rope", "fp16"),
-    torch.bfloat16: Kernel("rope", "bf16"),
-}
+_KERNELS = kernels_of("rope")
 _CHUNK, _FAILED = 1 << 14, 19
 _Words = ctypes.c_int64 * 20
 

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor
 
 from sagellm_backend.cpu.compiled import team
-from sagellm_backend.cpu.compiled.kernel import Kernel
-from sagellm_backend.cpu.operands import addressable
+from sagellm_backend.cpu.operands import addressable, kernels_of
 from sagellm_backend.torch_support import sampling
 
-_KERNELS = {
-    torch.float32: Kernel("greedy_sample", "fp32"),
-    torch.float16: Kernel("greedy_sample", "fp16"),
-    torch.bfloat16: Kernel("greedy_sample", "bf16"),
-}
+_KERNELS = kernels_of("greedy_sample")
 _Words = ctypes.c_int64 * 5
 
 

@@ -16,6 +16,13 @@ from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic
 
 from sagellm_backend.cpu.compiled.storage import BITS, next_chunk, word
+from sagellm_backend.cpu.compiled.vector_code import (
+    FLOATS,
+    INTS,
+    LANES,
+    multiply_add,
+    prefetch_line,
+)
 
 cgutils: Any = _cgutils  # which says nothing of its types
 
@@ -23,14 +30,12 @@ AHEAD = 8192
 """Bytes, at least, between what is read and what is asked for. Rows of a weight are short, and the
 processor's own prefetcher starts anew at each."""
 
-LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 PAIRS = LANES == 16 and bool(llvm.get_host_cpu_features().get("avx512bf16"))
 """Whether the processor multiplies pairs of bf16, which is faster for up to four rows."""
 
 _LINE = 64
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 _FLOAT = ir.FloatType()
-_FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_I32, LANES)
 _FUSED = ("contract",)  # a flag of its own keeps Numba from letting LLVM reorder an instruction
 
 
@@ -63,8 +68,8 @@ class _Tile:
         self.pairs, self.wide = PAIRS and dtype == "bf16", x_bytes(dtype)
         self.count = 2 * LANES if self.pairs else LANES
         cells = [(row, output) for row in range(rows) for output in range(outputs)]
-        zero = ir.Constant(_FLOATS, None)
-        self.sums = {cell: cgutils.alloca_once(builder, _FLOATS) for cell in cells}
+        zero = ir.Constant(FLOATS, None)
+        self.sums = {cell: cgutils.alloca_once(builder, FLOATS) for cell in cells}
         for total in self.sums.values():
             builder.store(zero, total)
 
@@ -101,19 +106,16 @@ class _Tile:
 
     def _fetch(self, index: Any) -> None:
         """Ask for what a later tile reads where this one reads ``index``."""
-        builder, pointer = self.builder, _I8.as_pointer()
+        builder = self.builder
         size = builder.mul(self.inputs, _I64(self.outputs * self.nbytes))
         # A whole number of tiles, as few as are far enough.
         far = builder.add(_I64(AHEAD), builder.sub(size, _I64(1)))
         far = builder.mul(builder.sdiv(far, size), size)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        call = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
         place = builder.add(builder.add(self.weight, far), self._bytes(index))
         for output in range(self.outputs):
             start = builder.add(place, self._bytes(builder.mul(self.inputs, _I64(output))))
             for line in range(0, self.count * self.nbytes, _LINE):
-                address = builder.inttoptr(builder.add(start, _I64(line)), pointer)
-                builder.call(call, [address, _I32(0), _I32(2), _I32(1)])
+                prefetch_line(builder, builder.add(start, _I64(line)))
 
     def _bytes(self, count: Any) -> Any:
         return self.builder.mul(count, _I64(self.nbytes))
@@ -140,11 +142,11 @@ class _Tile:
         """``a * b + total``, of bf16 by pairs."""
         builder = self.builder
         if not self.pairs:
-            return builder.fadd(builder.fmul(a, b, _FUSED), total, _FUSED)
+            return multiply_add(builder, a, b, total)
         kind = ir.VectorType(_BFloat(), self.count)
         function = cgutils.get_or_insert_function(
             builder.module,
-            ir.FunctionType(_FLOATS, [_FLOATS, kind, kind]),
+            ir.FunctionType(FLOATS, [FLOATS, kind, kind]),
             "llvm.x86.avx512bf16.dpbf16ps.512",
         )
         return builder.call(function, [total, builder.bitcast(a, kind), builder.bitcast(b, kind)])
@@ -174,8 +176,8 @@ class _Tile:
         builder, span = self.builder, LANES // 2
         vector = builder.load(place)
         while span:
-            lanes = ir.Constant(_INTS, [(lane + span) % LANES for lane in range(LANES)])
-            moved = builder.shuffle_vector(vector, ir.Constant(_FLOATS, ir.Undefined), lanes)
+            lanes = ir.Constant(INTS, [(lane + span) % LANES for lane in range(LANES)])
+            moved = builder.shuffle_vector(vector, ir.Constant(FLOATS, ir.Undefined), lanes)
             vector = builder.fadd(vector, moved, _FUSED)
             span //= 2
         return builder.extract_element(vector, _I32(0))
