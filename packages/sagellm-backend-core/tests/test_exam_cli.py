@@ -189,6 +189,8 @@ def test_plan_runs_nothing(planted):
 def test_an_interrupted_run_leaves_nothing_running(tmp_path, sent, status):
     note = tmp_path / "pid"
     program = (
+        # A shell starts what runs behind it with this signal ignored, and that is inherited.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from sagellm_backend.conformance import suite; from sagellm_backend import cli\n"
         "suite.modules = lambda: ('planted_stuck',)\n"
         "sys.exit(cli.main(['conformance', 'run', '--backend', 'reference']))"
