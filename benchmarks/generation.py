@@ -8,7 +8,6 @@ import time
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from sagellm_backend.bench.row import (
     LIMIT,
@@ -87,13 +86,14 @@ class Ours:
 
 
 def _weight_bytes(model: Llama) -> int:
-    """Bytes that a step reads: every weight once, of an embedding that is no head a row."""
-    arrays: dict[int, Any] = {}
-    for name, kept in model.weights.items():
-        parts = kept if isinstance(kept, tuple) else (kept,)
-        if name != "embed_tokens.weight" or any(kept is part for part in model.head):
-            arrays.update((id(part), part) for part in parts)
-    return sum(dtype_of(array).nbytes(math.prod(array.shape)) for array in arrays.values())
+    """Bytes that a step reads: every weight once; a row of the embedding is not counted."""
+    products = [model.head, *(part for layer in model.layers for part in vars(layer).values())]
+    arrays = [model.norm]
+    for found in products:
+        arrays += found if isinstance(found, tuple) else (found,)
+    return sum(
+        dtype_of(array).nbytes(math.prod(array.shape)) for array in arrays if array is not None
+    )
 
 
 def _runs(session: Session, streams: int, dtype: DType) -> Match:

@@ -52,6 +52,18 @@ class Sequence:
         return self.tokens[self.prompt_length :]
 
 
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer: of a product, what it takes behind its input."""
+
+    input_norm: Any
+    qkv: tuple[Any, ...]
+    out: tuple[Any, ...]
+    mlp_norm: Any
+    gate_up: tuple[Any, ...]
+    down: tuple[Any, ...]
+
+
 class Llama:
     """The decoder: weights on the device, and one forward step over a batch of sequences.
 
@@ -68,14 +80,12 @@ class Llama:
         self.heads: int = self.config["num_attention_heads"]
         self.kv_heads: int = self.config.get("num_key_value_heads") or self.heads
         self.head_dim: int = self.config.get("head_dim") or self.config["hidden_size"] // self.heads
-        self.layers: int = self.config["num_hidden_layers"]
+        self.depth: int = self.config["num_hidden_layers"]
         self.dtype = dtype
         self.int8 = int8
         self.op = {name: backend.get_kernel(name, dtype=dtype) for name in operations(int8=int8)}
         self.product = self.op["linear_w8a16" if int8 else "linear"]
-        self.weights = dict(self._load(checkpoint))
-        tied = self.config.get("tie_word_embeddings")
-        self.head = self.weights["head" if tied else "lm_head.weight"]
+        self._place(_read(checkpoint, dtype))
         theta = _rope(self.config).get("rope_theta", 10000.0)
         positions = self.config["max_position_embeddings"]
         self.cos_sin = backend.from_numpy(rope_cache(positions, self.head_dim, base=theta))
@@ -87,39 +97,52 @@ class Llama:
                 f"This example speaks llama with default rope, not {kind} with {rope}."
             )
 
-    def _load(self, checkpoint: Path) -> Iterator[tuple[str, Any]]:
-        halves: dict[str, np.ndarray] = {}
-        tied = self.config.get("tie_word_embeddings", False)
-        for file in sorted(checkpoint.glob("*.safetensors")):
-            with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dict
-                    array = tensors.get_tensor(name).astype(self.dtype.numpy)
-                    short = name.removeprefix("model.")
-                    if short.endswith(("gate_proj.weight", "up_proj.weight")):
-                        halves[short] = array
-                    elif short.endswith("_proj.weight") or short == "lm_head.weight":
-                        yield short, self._matrix(array)
-                    else:
-                        kept = self.backend.from_numpy(array)
-                        yield short, kept
-                        if short == "embed_tokens.weight" and tied:
-                            yield "head", self._matrix(array) if self.int8 else (kept,)
-        for layer in range(self.layers):
-            pair = [halves.pop(f"layers.{layer}.mlp.{half}_proj.weight") for half in ("gate", "up")]
-            yield f"layers.{layer}.mlp.gate_up_proj.weight", self._matrix(np.concatenate(pair))
+    def _place(self, arrays: dict[str, np.ndarray]) -> None:
+        """Put the checkpoint's arrays on the device."""
+        place = self.backend.from_numpy
+        table = arrays["embed_tokens.weight"]
+        self.embed = place(table)
+        head = table if self.config.get("tie_word_embeddings") else arrays["lm_head.weight"]
+        self.head = self._product_of([head], [None])
+        if head is table and not self.int8:
+            self.head = (self.embed, None)
+        self.norm = place(arrays["norm.weight"])
+        self.layers = [self._layer(arrays, f"layers.{index}.") for index in range(self.depth)]
 
-    def _matrix(self, array: np.ndarray) -> tuple[Any, ...]:
-        """What a product takes for its weight: the matrix, or int8 and scales."""
-        parts = quantize_int8(array) if self.int8 else (array,)
-        return tuple(self.backend.from_numpy(part) for part in parts)
+    def _layer(self, arrays: dict[str, np.ndarray], prefix: str) -> Layer:
+        def product(block: str, *names: str) -> tuple[Any, ...]:
+            places = [f"{prefix}{block}.{name}_proj." for name in names]
+            weights = [arrays.pop(f"{place}weight") for place in places]
+            return self._product_of(weights, [arrays.get(f"{place}bias") for place in places])
+
+        def norm(name: str) -> Any:
+            return self.backend.from_numpy(arrays[f"{prefix}{name}_layernorm.weight"])
+
+        return Layer(
+            input_norm=norm("input"),
+            qkv=product("self_attn", "q", "k", "v"),
+            out=product("self_attn", "o"),
+            mlp_norm=norm("post_attention"),
+            gate_up=product("mlp", "gate", "up"),
+            down=product("mlp", "down"),
+        )
+
+    def _product_of(
+        self, weights: list[np.ndarray], biases: list[np.ndarray | None]
+    ) -> tuple[Any, ...]:
+        """Products of one input as one: its matrix, or int8 and scales, and its bias or ``None``."""
+        place, matrix = self.backend.from_numpy, np.concatenate(weights)
+        parts = quantize_int8(matrix) if self.int8 else (matrix,)
+        found = [bias for bias in biases if bias is not None]
+        return *(place(part) for part in parts), place(np.concatenate(found)) if found else None
 
     def kv_layout(self) -> KVLayout:
         """The layout of a KV pool for this model."""
-        return KVLayout(self.layers, self.kv_heads, self.head_dim, BLOCK_SIZE, self.dtype)
+        return KVLayout(self.depth, self.kv_heads, self.head_dim, BLOCK_SIZE, self.dtype)
 
     def step(self, batch: list[Sequence], pool: KVPool) -> Any:
         """Logits of the next token of each sequence, after computing its pending tokens."""
-        op, backend = self.op, self.backend
+        op, backend, product = self.op, self.backend, self.product
         metadata = backend.attention_metadata(
             [len(sequence.pending) for sequence in batch],
             [len(sequence.tokens) for sequence in batch],
@@ -131,33 +154,39 @@ class Llama:
         slots = backend.from_numpy(metadata.slots())
         eps, scale = self.config["rms_norm_eps"], self.head_dim**-0.5
 
-        residual = op["embedding"](ids, self.weights["embed_tokens.weight"])
-        x = op["rms_norm"](residual, self._norm(0, "input"), eps)
-        for layer in range(self.layers):
-            q, k, v = (
-                self._linear(x, layer, f"self_attn.{name}_proj").reshape(-1, heads, self.head_dim)
-                for name, heads in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads))
-            )
+        residual = op["embedding"](ids, self.embed)
+        x = op["rms_norm"](residual, self.layers[0].input_norm, eps)
+        norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
+        for index, (layer, next_norm) in enumerate(zip(self.layers, norms, strict=True)):
+            keys, values = pool.key_cache(index), pool.value_cache(index)
+            q, k, v = self._heads(product(x, *layer.qkv))
             q, k = op["rope"](q, k, positions, self.cos_sin)
-            keys, values = pool.key_cache(layer), pool.value_cache(layer)
             op["kv_write"](k, v, keys, values, slots)
             x = op["attention"](q, keys, values, metadata, scale=scale)
-            x = self._linear(x.reshape(-1, self.heads * self.head_dim), layer, "self_attn.o_proj")
-            x, residual = op["add_rms_norm"](x, residual, self._norm(layer, "post_attention"), eps)
-            x = op["silu_and_mul"](self._linear(x, layer, "mlp.gate_up_proj"))
-            x = self._linear(x, layer, "mlp.down_proj")
-            x, residual = op["add_rms_norm"](x, residual, self._norm(layer + 1, "input"), eps)
+            x = product(x.reshape(-1, self.heads * self.head_dim), *layer.out)
+            x, residual = op["add_rms_norm"](x, residual, layer.mlp_norm, eps)
+            x = op["silu_and_mul"](product(x, *layer.gate_up))
+            x = product(x, *layer.down)
+            x, residual = op["add_rms_norm"](x, residual, next_norm, eps)
         last = backend.from_numpy(metadata.cu_query[1:] - 1)
-        return self.product(op["embedding"](last, x), *self.head)
+        return product(op["embedding"](last, x), *self.head)
 
-    def _linear(self, x: Any, layer: int, name: str) -> Any:
-        name = f"layers.{layer}.{name}"
-        return self.product(x, *self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+    def _heads(self, qkv: Any) -> Iterator[Any]:
+        """Queries, keys and values of the heads, out of their common product."""
+        first, size = 0, self.head_dim
+        for heads in (self.heads, self.kv_heads, self.kv_heads):
+            yield qkv[:, first : first + heads * size].reshape(-1, heads, size)
+            first += heads * size
 
-    def _norm(self, layer: int, name: str) -> Any:
-        if layer == self.layers:
-            return self.weights["norm.weight"]
-        return self.weights[f"layers.{layer}.{name}_layernorm.weight"]
+
+def _read(checkpoint: Path, dtype: DType) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint by their names."""
+    found = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                found[name.removeprefix("model.")] = tensors.get_tensor(name).astype(dtype.numpy)
+    return found
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:

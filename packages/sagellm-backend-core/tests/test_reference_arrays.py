@@ -20,7 +20,7 @@ from sagellm_backend.errors import (
     UnavailableError,
 )
 from sagellm_backend.kv import KVLayout
-from sagellm_backend.reference.arrays import DeviceArray
+from sagellm_backend.reference.arrays import DeviceArray, HostAccessError
 from sagellm_backend.reference.provider import create_reference_backend
 
 DTYPES = [dtype for dtype in DType if dtype is not DType.INT4]
@@ -89,6 +89,25 @@ def test_host_cannot_touch_the_data(backend, array, access):
     if isinstance(refusal.value, InvalidArgumentError):
         assert "to_numpy" in str(refusal.value)
     assert backend.to_numpy(array).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_slice_is_a_view_that_keeps_the_memory(backend):
+    before = backend.memory_stats()["allocated_bytes"]
+    part = backend.from_numpy(np.arange(24).reshape(4, 6))[1:3, 2:]
+    assert backend.to_numpy(part).tolist() == [[8, 9, 10, 11], [14, 15, 16, 17]]
+    assert backend.memory_stats()["allocated_bytes"] == before + 192
+    assert backend.to_numpy(part[5:]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("key", [0, (slice(1), 0), None, ..., slice(None, None, -1), [0, 1], "a"])
+def test_other_parts_than_slices_are_refused(array, key):
+    with pytest.raises(HostAccessError, match="to_numpy"):
+        array[key]
+
+
+def test_more_slices_than_dimensions_are_refused(array):
+    with pytest.raises(InvalidArgumentError, match=r"shape=\(2, 3\).* has no part"):
+        array[:1, :1, :1]
 
 
 def test_refusal_names_the_array_and_is_an_invalid_argument(array):

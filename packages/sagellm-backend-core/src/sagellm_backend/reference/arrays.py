@@ -74,6 +74,19 @@ class DeviceArray:
             )
         return DeviceArray(values, self.storage, self.device)
 
+    def __getitem__(self, key: Any) -> DeviceArray:
+        """A view of a part: ``array[start:stop]`` in any dimensions, in steps forwards.
+
+        Raises :class:`HostAccessError` for anything else, an element above all.
+        """
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(part, slice) and (part.step or 1) > 0 for part in parts):
+            raise _host_access("getitem", self)
+        try:
+            return DeviceArray(self._values[parts], self.storage, self.device)
+        except (IndexError, TypeError) as error:
+            raise InvalidArgumentError(f"{self!r} has no part {key}: {error}.") from None
+
     def raw(self) -> npt.NDArray[Any]:
         """The data itself, for the threads of streams; everybody else uses ``to_numpy``."""
         return self._values
@@ -103,7 +116,7 @@ _CONVERSIONS = [
     "complex",
     "reduce_ex",
 ]
-_ITEMS = ["getitem", "setitem", "delitem", "iter", "contains"]
+_ITEMS = ["setitem", "delitem", "iter", "contains"]
 _COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 _UNARY = ["neg", "pos", "abs", "invert", "round", "trunc", "floor", "ceil"]
 _ARITHMETIC = ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow"]

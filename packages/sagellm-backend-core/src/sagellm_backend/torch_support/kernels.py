@@ -42,8 +42,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise MisuseError
     if x.dtype is not weight.dtype:  # which a device may find out when the call is over
         raise MisuseError
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype is not weight.dtype):
-        raise MisuseError
+    if bias is not None:
+        if bias.shape != weight.shape[:1] or bias.dtype is not weight.dtype:
+            raise MisuseError
+        x = x.contiguous()  # to strided rows torch adds the bias after rounding their product
     return _linear(x, weight, bias)
 
 

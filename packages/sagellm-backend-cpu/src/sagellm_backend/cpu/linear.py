@@ -130,8 +130,10 @@ class PackedLinear:
         # The checks of the plain operation, without the call: small weights end here every time.
         if weight.dim() != 2 or not size or weight.dtype not in FLOATING:
             raise MisuseError
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise MisuseError
+        if bias is not None:
+            if bias.shape != weight.shape[:1]:
+                raise MisuseError
+            x = x.contiguous()  # to strided rows torch adds the bias after rounding their product
         return _linear(x, weight, bias)
 
     def clear(self, *, for_good: bool = False) -> None:

@@ -136,6 +136,31 @@ def reshape_keeps_the_order(exam: Exam) -> None:
     exam.check(condition=False, message="24 elements were reshaped to (5, 5).")
 
 
+@case("core", params={"dtype": array_dtypes})
+def slices_keep_their_elements(exam: Exam) -> None:
+    """``array[start:stop]`` in any dimensions is that part, of which a part may be had again.
+
+    Kills a slice that begins at the first element, and one that takes its part for contiguous.
+    """
+    data = _bits(exam, (7, 12, 6), exam["dtype"])
+    array = exam.provider.from_numpy(data)
+    keys: tuple[tuple[slice, ...], ...] = (
+        (slice(2, 5),),
+        (slice(None), slice(4, 12)),
+        (slice(1, 7), slice(0, 3), slice(2, 5)),
+        (slice(None), slice(None), slice(5, None)),
+        (slice(None, -2), slice(-3, None)),
+    )
+    for key in keys:
+        part = array[key]
+        exam.equal_bits(exam.provider.to_numpy(part), data[key], f"the part {key}")
+        exam.equal_bits(exam.provider.to_numpy(part[1:2]), data[key][1:2], f"row 1 of {key}")
+    rows = array.reshape(7, 72)[:, 12:36]
+    shaped = exam.provider.to_numpy(rows.reshape(7, 4, 6))
+    exam.equal_bits(shaped, data[:, 2:6], "columns that were reshaped")
+    exam.equal_bits(exam.provider.to_numpy(array), data, "the array that was sliced")
+
+
 @case("core")
 def live_arrays_are_distinct(exam: Exam) -> None:
     """No two live arrays share a byte, whatever is freed and made between them.

@@ -20,6 +20,7 @@ from sagellm_backend.reference.provider import ReferenceProvider
 _ROUND_TRIP = "core.arrays_round_trip"
 _COPIES = "core.copies_are_copies"
 _DISTINCT = "core.live_arrays_are_distinct"
+_SLICES = "core.slices_keep_their_elements"
 
 
 @member("core", "Arrays of one size share one memory", kills=(_DISTINCT,))
@@ -171,6 +172,21 @@ class ReshapeDrops(ReferenceProvider):
     def _from_numpy(self, array: npt.NDArray[Any], place: Place) -> DeviceArray:
         made = super()._from_numpy(array, place)
         return _Dropping(made.raw(), made.storage, made.device)
+
+
+class _FromTheFirst(DeviceArray):
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> DeviceArray:
+        part = super().__getitem__(key)
+        return DeviceArray(np.resize(self.raw(), part.shape), self.storage, self.device)
+
+
+@member("core", "A slice is as long as asked for, of the first elements", kills=(_SLICES,))
+class SlicesBeginAtTheFirst(ReferenceProvider):
+    def _from_numpy(self, array: npt.NDArray[Any], place: Place) -> DeviceArray:
+        made = super()._from_numpy(array, place)
+        return _FromTheFirst(made.raw(), made.storage, made.device)
 
 
 @member(

@@ -106,6 +106,23 @@ class CallsReadAcrossDevices(OwnCalls):
         return call
 
 
+@member("kernels", "A slice is read as if it were contiguous", kills=("kernels.takes_slices",))
+class CallsTakeSlicesForWhole(OwnCalls):
+    def wrap(self, name: str, kernel: Kernel) -> Kernel:
+        def flat(value: Any) -> Any:
+            if not isinstance(value, DeviceArray) or value.raw().flags.c_contiguous:
+                return value
+            memory = np.lib.stride_tricks.as_strided(
+                value.raw(), value.shape, np.empty(value.shape, value.dtype).strides
+            )
+            return DeviceArray(memory, value.storage, value.device)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return kernel(*map(flat, args), **{key: flat(kwargs[key]) for key in kwargs})
+
+        return call
+
+
 @member(
     "kernels", "Positional arguments come in another order", kills=("kernels.calls_by_position",)
 )
