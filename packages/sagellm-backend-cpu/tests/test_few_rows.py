@@ -23,6 +23,14 @@ def backend():
         yield provider
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Have the kernel take weights of every size; the limit that it has otherwise."""
+    limit = few_rows.SMALL
+    monkeypatch.setattr(few_rows, "SMALL", 0)
+    return limit
+
+
 def case(dtype, inputs=INPUTS, outputs=OUTPUTS, rows=1):
     return torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
 
@@ -156,6 +164,14 @@ class TestLeftToTorch:
         low, high = few_rows.ROWS[dtype]
         for rows in (low - 1, high + 1):
             assert self.left(*case(dtype, rows=rows))
+
+    def test_few_rows_of_a_small_weight(self, small, monkeypatch):
+        monkeypatch.setattr(few_rows, "SMALL", small)
+        for outputs, left in ((small // INPUTS - 1, True), (small // INPUTS, False)):
+            for rows in (1, 2):
+                assert self.left(*case(torch.float32, INPUTS, outputs, rows)) is left
+        assert not self.left(*case(torch.float32, rows=3))
+        assert not self.left(*case(torch.bfloat16))
 
     def test_other_dtypes_and_shapes(self):
         x, weight = case(torch.bfloat16)

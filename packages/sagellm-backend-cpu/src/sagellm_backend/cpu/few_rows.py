@@ -10,16 +10,19 @@ from torch import Tensor
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.operands import addressable, kernels_of
 
-ROWS = {torch.float32: (3, 8), torch.float16: (1, 16), torch.bfloat16: (1, 4)}
+ROWS = {torch.float32: (1, 8), torch.float16: (1, 16), torch.bfloat16: (1, 4)}
 """By dtype, the fewest and the most rows with which the kernel is faster (benchmarks/linear.py).
 
-torch reads weights at the speed of memory for fewer rows of fp32, and multiplies more of bf16 by AMX.
+torch multiplies more rows of bf16 by AMX.
 """
 
+SMALL = 1 << 18
+"""Elements of a weight of fp32 below which torch is as fast with one row or two."""
+
 _KERNELS = kernels_of("row_linear")
-_CHUNKS = (1 << 14, 1 << 19)
+_LEAST, _CHUNK = 1 << 14, 1 << 19
 _Words = ctypes.c_int64 * 9
-_FP16 = torch.float16
+_FP16, _FP32 = torch.float16, torch.float32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -36,6 +39,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     low, high = limits
     if not low * inputs <= x.numel() <= high * inputs or not _fits(x, weight, bias, dtype):
         return None
+    if dtype is _FP32 and x.numel() <= 2 * inputs and outputs * inputs < SMALL:
+        return None
     function = _KERNELS[dtype].function()
     if function is None:
         return None
@@ -50,8 +55,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     except RuntimeError:
         return None  # a tensor of torch.func, which has no memory of its own
     row = inputs * weight.itemsize
-    share = outputs * row // (3 * torch.get_num_threads())
-    size = max(4, min(max(share, _CHUNKS[0]), _CHUNKS[1]) // row & -4)
+    threads = torch.get_num_threads()
+    # As many for each thread, which the next ones of a busy processor may take over.
+    pieces = threads * max(2, -(-outputs * row // (threads * _CHUNK)))
+    size = max(-(-outputs // pieces) + 7 & -8, _LEAST // row & -8, 8)
     words = _Words(0, *addresses, result, rows, inputs, outputs, size)
     team.run(function, words, -(-outputs // size))
     return y

@@ -1,7 +1,9 @@
 """Few rows times a weight: the weight is read once for every eight rows, at the speed of memory.
 
 A tile of the result is some rows by some outputs. Its sums are vectors of fp32 in registers, and
-what the lanes of a sum hold is added up at its end, in an order that no number of rows changes.
+what the lanes of a sum hold is added up at its end, in an order that no number of rows changes. The
+outputs of a tile lie far apart: a processor fetches ahead within each page that is read, so that
+several pages at once come faster than one after the other.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from sagellm_backend.cpu.compiled.vector_code import (
     multiply_add,
     prefetch_line,
 )
+from sagellm_backend.cpu.compiled.vectors import jit
 
 cgutils: Any = _cgutils  # which says nothing of its types
 
-AHEAD = 8192
-"""Bytes, at least, between what is read and what is asked for. Rows of a weight are short, and the
-processor's own prefetcher starts anew at each."""
+AHEAD = 4096
+"""Bytes between what is read of an output and what is asked for."""
 
 PAIRS = LANES == 16 and bool(llvm.get_host_cpu_features().get("avx512bf16"))
 """Whether the processor multiplies pairs of bf16, which is faster for up to four rows."""
@@ -58,15 +60,18 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 
 
 class _Tile:
-    """The code of one tile. ``place`` holds x, weight, bias or 0, y, inputs, all outputs."""
+    """The code of one tile. ``place`` holds x, weight, bias or 0, y, inputs, all outputs, and how
+    many outputs are from one of the tile to the next.
+    """
 
     def __init__(self, builder: Any, dtype: str, rows: int, outputs: int, place: Any) -> None:
         self.builder, self.bits = builder, BITS[dtype]
         self.nbytes = self.bits.width // 8
         self.rows, self.outputs = rows, outputs
-        self.x, self.weight, self.bias, self.y, self.inputs, self.all_outputs = place
+        self.x, self.weight, self.bias, self.y, self.inputs, self.all_outputs, apart = place
         self.pairs, self.wide = PAIRS and dtype == "bf16", x_bytes(dtype)
         self.count = 2 * LANES if self.pairs else LANES
+        self.places = [builder.mul(apart, _I64(output)) for output in range(outputs)]
         cells = [(row, output) for row in range(rows) for output in range(outputs)]
         zero = ir.Constant(FLOATS, None)
         self.sums = {cell: cgutils.alloca_once(builder, FLOATS) for cell in cells}
@@ -93,39 +98,33 @@ class _Tile:
 
     def _step(self, index: Any, mask: Any = None) -> None:
         builder, nbytes = self.builder, self.nbytes
-        self._fetch(index)
-        weights = [
-            self._numbers(self.weight, output, index, nbytes, mask)
-            for output in range(self.outputs)
-        ]
+        weights = [self._numbers(self.weight, row, index, nbytes, mask) for row in self.places]
+        if self.rows > 2 or nbytes == 2:  # few rows of fp32 were read faster without
+            self._fetch(index)
         for row in range(self.rows):
-            x = self._numbers(self.x, row, index, self.wide, mask)
+            x = self._numbers(self.x, _I64(row), index, self.wide, mask)
             for output, weight in enumerate(weights):
                 total = self.sums[row, output]
                 builder.store(self._add(x, weight, builder.load(total)), total)
 
     def _fetch(self, index: Any) -> None:
-        """Ask for what a later tile reads where this one reads ``index``."""
+        """Ask for what later tiles read: few pages at once are not fetched ahead fast enough."""
         builder = self.builder
-        size = builder.mul(self.inputs, _I64(self.outputs * self.nbytes))
-        # A whole number of tiles, as few as are far enough.
-        far = builder.add(_I64(AHEAD), builder.sub(size, _I64(1)))
-        far = builder.mul(builder.sdiv(far, size), size)
-        place = builder.add(builder.add(self.weight, far), self._bytes(index))
-        for output in range(self.outputs):
-            start = builder.add(place, self._bytes(builder.mul(self.inputs, _I64(output))))
+        place = builder.add(builder.add(self.weight, self._bytes(index)), _I64(AHEAD))
+        for output in self.places:
+            start = builder.add(place, self._bytes(builder.mul(self.inputs, output)))
             for line in range(0, self.count * self.nbytes, _LINE):
                 prefetch_line(builder, builder.add(start, _I64(line)))
 
     def _bytes(self, count: Any) -> Any:
         return self.builder.mul(count, _I64(self.nbytes))
 
-    def _numbers(self, base: Any, row: int, index: Any, nbytes: int, mask: Any) -> Any:
+    def _numbers(self, base: Any, row: Any, index: Any, nbytes: int, mask: Any) -> Any:
         """Numbers of a row of x or the weight, which has ``inputs`` of so many bytes."""
         builder = self.builder
         element = _FLOAT if nbytes == 4 else _I16
         kind = ir.VectorType(element, self.count)
-        place = builder.add(builder.mul(self.inputs, _I64(row)), index)
+        place = builder.add(builder.mul(self.inputs, row), index)
         address = builder.add(base, builder.mul(place, _I64(nbytes)))
         pointer = builder.inttoptr(address, kind.as_pointer())
         if mask is None:
@@ -156,17 +155,17 @@ class _Tile:
         builder, nbytes = self.builder, self.nbytes
         kind = ir.IntType(self.bits.width)
         given = builder.icmp_signed("!=", self.bias, _I64(0))
-        for output in range(self.outputs):
+        for output, at in enumerate(self.places):
             bias = cgutils.alloca_once_value(builder, _FLOAT(0))
             builder.store(_FLOAT(0), bias)
             with builder.if_then(given):
-                place = builder.add(self.bias, self._bytes(_I64(output)))
+                place = builder.add(self.bias, self._bytes(at))
                 pointer = builder.inttoptr(place, kind.as_pointer())
                 found = builder.load(pointer, align=nbytes)
                 builder.store(self.bits.widen(builder, found), bias)
             for row in range(self.rows):
                 total = builder.fadd(self._across(self.sums[row, output]), builder.load(bias))
-                place = builder.add(builder.mul(self.all_outputs, _I64(row)), _I64(output))
+                place = builder.add(builder.mul(self.all_outputs, _I64(row)), at)
                 pointer = builder.inttoptr(
                     builder.add(self.y, self._bytes(place)), kind.as_pointer()
                 )
@@ -188,7 +187,14 @@ def _tile(dtype: str, rows: int, outputs: int) -> Any:
 
     @intrinsic
     def tile(
-        context: Any, x: Any, weight: Any, bias: Any, y: Any, inputs: Any, all_outputs: Any
+        context: Any,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        y: Any,
+        inputs: Any,
+        all_outputs: Any,
+        apart: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             made = _Tile(builder, dtype, rows, outputs, args)
@@ -196,7 +202,7 @@ def _tile(dtype: str, rows: int, outputs: int) -> Any:
             made.finish()
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 7), generate
 
     return tile
 
@@ -208,10 +214,41 @@ def build(dtype: str) -> Callable[..., Any]:
     inputs, outputs, outputs in a chunk. All is contiguous and of ``dtype``, but x of fp16 is fp32;
     sums are in fp32.
     """
-    eight, four, two = _tile(dtype, 8, 2), _tile(dtype, 4, 4), _tile(dtype, 2, 4)
-    one, single = _tile(dtype, 1, 4), _tile(dtype, 1, 1)
+    eight, four = _tile(dtype, 8, 2), _tile(dtype, 4, 4)
+    two, one, single = _tile(dtype, 2, 8), _tile(dtype, 1, 8), _tile(dtype, 1, 1)
     nbytes = BITS[dtype].width // 8
     wide = x_bytes(dtype)
+
+    @jit
+    def strip(
+        x: int, w: int, bias: int, y: int, inputs: int, outputs: int, rows: int, count: int
+    ) -> int:
+        """As many rows as a tile has, by ``count`` outputs; how many outputs that was for."""
+        width = 2 if rows >= 8 else 4 if rows >= 4 else 8
+        apart = count // width
+        for number in range(apart):
+            b = bias + number * nbytes if bias else 0
+            p, q = w + number * inputs * nbytes, y + number * nbytes
+            if rows >= 8:
+                eight(x, p, b, q, inputs, outputs, apart)
+            elif rows >= 4:
+                four(x, p, b, q, inputs, outputs, apart)
+            elif rows >= 2:
+                two(x, p, b, q, inputs, outputs, apart)
+            else:
+                one(x, p, b, q, inputs, outputs, apart)
+        return width * apart
+
+    @jit
+    def rest(
+        x: int, w: int, bias: int, y: int, inputs: int, outputs: int, rows: int, count: int
+    ) -> None:
+        """Rows by outputs, one by one."""
+        for output in range(count):
+            b = bias + output * nbytes if bias else 0
+            for row in range(rows):
+                p, q = x + row * inputs * wide, y + (row * outputs + output) * nbytes
+                single(p, w + output * inputs * nbytes, b, q, inputs, outputs, 1)
 
     def row_linear(words: int) -> None:
         x, weight, bias, y = word(words, 1), word(words, 2), word(words, 3), word(words, 4)
@@ -221,31 +258,15 @@ def build(dtype: str) -> Callable[..., Any]:
             first = next_chunk(words) * size
             if first >= outputs:
                 return
-            last = min(first + size, outputs)
-            output = first
-            while output < last:
-                step = 4 if output + 4 <= last else 1
-                w, b = weight + output * inputs * nbytes, bias + output * nbytes if bias else 0
-                row = 0
-                while row < rows:
-                    p, q = x + row * inputs * wide, y + (row * outputs + output) * nbytes
-                    if step == 1:
-                        single(p, w, b, q, inputs, outputs)
-                        row += 1
-                    elif row + 8 <= rows:
-                        eight(p, w, b, q, inputs, outputs)
-                        c = b + 2 * nbytes if bias else 0
-                        eight(p, w + 2 * inputs * nbytes, c, q + 2 * nbytes, inputs, outputs)
-                        row += 8
-                    elif row + 4 <= rows:
-                        four(p, w, b, q, inputs, outputs)
-                        row += 4
-                    elif row + 2 <= rows:
-                        two(p, w, b, q, inputs, outputs)
-                        row += 2
-                    else:
-                        one(p, w, b, q, inputs, outputs)
-                        row += 1
-                output += step
+            count, row = min(size, outputs - first), 0
+            w, b = weight + first * inputs * nbytes, bias + first * nbytes if bias else 0
+            while row < rows:
+                left = rows - row
+                step = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+                p, q = x + row * inputs * wide, y + (row * outputs + first) * nbytes
+                done = strip(p, w, b, q, inputs, outputs, step, count)
+                c, r = b + done * nbytes if bias else 0, q + done * nbytes
+                rest(p, w + done * inputs * nbytes, c, r, inputs, outputs, step, count - done)
+                row += step
 
     return row_linear
