@@ -171,12 +171,11 @@ class Llama:
         last = backend.from_numpy(metadata.cu_query[1:] - 1)
         return product(op["embedding"](last, x), *self.head)
 
-    def _heads(self, qkv: Any) -> Iterator[Any]:
+    def _heads(self, qkv: Any) -> tuple[Any, Any, Any]:
         """Queries, keys and values of the heads, out of their common product."""
-        first, size = 0, self.head_dim
-        for heads in (self.heads, self.kv_heads, self.kv_heads):
-            yield qkv[:, first : first + heads * size].reshape(-1, heads, size)
-            first += heads * size
+        keys, values = self.heads, self.heads + self.kv_heads
+        heads = qkv.reshape(-1, values + self.kv_heads, self.head_dim)
+        return heads[:, :keys], heads[:, keys:values], heads[:, values:]
 
 
 def _read(checkpoint: Path, dtype: DType) -> dict[str, np.ndarray]:
