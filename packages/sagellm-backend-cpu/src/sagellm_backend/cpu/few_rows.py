@@ -10,7 +10,7 @@ from torch import Tensor
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.operands import addressable, kernels_of
 
-ROWS = {torch.float32: (1, 8), torch.float16: (1, 16), torch.bfloat16: (1, 4)}
+ROWS = {torch.float32: (1, 12), torch.float16: (1, 16), torch.bfloat16: (1, 4)}
 """By dtype, the fewest and the most rows with which the kernel is faster (benchmarks/linear.py).
 
 torch multiplies more rows of bf16 by AMX.

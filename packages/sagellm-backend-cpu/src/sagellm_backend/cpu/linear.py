@@ -35,7 +35,7 @@ class Rule(NamedTuple):
 
 
 RULES: dict[torch.dtype, Rule] = {
-    torch.float32: Rule((9, 32), 1 << 21, 1 << 30),
+    torch.float32: Rule((13, 32), 1 << 21, 1 << 30),
     torch.bfloat16: Rule((5, 128), 1 << 16, 2048),
 }
 """By dtype, where packing was measured to gain enough to be worth a second copy of the weight."""
