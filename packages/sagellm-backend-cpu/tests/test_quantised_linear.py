@@ -28,7 +28,16 @@ class NoKernel:
 
 @pytest.fixture
 def without_compiler(monkeypatch):
-    monkeypatch.setattr(quantised, "_KERNELS", {"int8": NoKernel(), "int4": NoKernel()})
+    kernels = dict.fromkeys(("int8", "int4", "matrix"), NoKernel())
+    monkeypatch.setattr(quantised, "_KERNELS", kernels)
+    quantised._matrix_kernel.cache_clear()
+    yield
+    quantised._matrix_kernel.cache_clear()
+
+
+@pytest.fixture
+def without_matrices(monkeypatch):
+    monkeypatch.setattr(quantised, "_matrix_kernel", lambda: None)
 
 
 def codes(*shape):
@@ -78,6 +87,13 @@ def test_all_are_offered_and_conform(backend, seed):
 def test_they_conform_without_a_compiler_and_without_torchs_private_product(backend, monkeypatch):
     monkeypatch.setattr(quantised, "int_mm", lambda: None)
     findings = examine_operations(backend, operations=NAMES)
+    assert not [item for item in findings if item.refused or not item.passed]
+
+
+@pytest.mark.usefixtures("without_matrices")
+def test_they_conform_without_a_matrix_unit(backend):
+    findings = examine_operations(backend, operations=("linear_w8a16",))
+    assert findings
     assert not [item for item in findings if item.refused or not item.passed]
 
 
@@ -152,7 +168,10 @@ def test_torchs_product_of_int8_is_taken_where_it_is_right(monkeypatch):
     quantised.int_mm.cache_clear()
 
 
-def test_arrays_that_do_not_lie_as_the_kernel_reads():
+@pytest.mark.parametrize("unit", ["matrix", "vectors"])
+def test_arrays_that_do_not_lie_as_the_kernel_reads(unit, request):
+    if unit == "vectors":
+        request.getfixturevalue("without_matrices")
     x, weight, scale, bias = int8_case(6, 64, 40, torch.float32)
     wanted = quantised.linear_w8a16(x, weight, scale, bias)
     others = (x.T.contiguous().T, weight.T.contiguous().T, scale.repeat(2, 1).T.contiguous()[:, 0])

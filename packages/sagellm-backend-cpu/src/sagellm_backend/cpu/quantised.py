@@ -1,46 +1,57 @@
 """Linear over int8 and int4 weights: compiled for few rows, by torch's products for many.
 
-Few rows wait for the weight, which the compiled kernel reads as it is stored. Many rows wait for
-arithmetic, in which torch's kernels over floating weights are faster, so that a part of the weight
-at a time is made floating for them. ``benchmarks/linear.py`` has the figures behind the limits.
+Few rows wait for the weight, which the compiled kernels read as it is stored: of int8 by the matrix
+unit of the processor, where it has one, and by vectors else. Many rows wait for arithmetic, in which
+torch's kernels over floating weights are faster, so that a part of the weight at a time is made
+floating for them. ``benchmarks/quantised_linear.py`` has the figures behind the limits.
 """
 
 from __future__ import annotations
 
 import ctypes
+import struct
+import threading
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import Parameter
 
+from sagellm_backend.cpu import matrices
+from sagellm_backend.cpu.compiled import matrix_words as w
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
 from sagellm_backend.cpu.operands import addressable
 from sagellm_backend.torch_support import quantised as plain
 
 MAX_ROWS = {torch.float32: 128, torch.float16: 64, torch.bfloat16: 64}
-"""By dtype, the most rows with which the compiled kernel was measured to be faster."""
+"""By dtype, the most rows with which the compiled kernels were measured to be faster."""
 
-_KERNELS = {"int8": Kernel("int_linear", "int8"), "int4": Kernel("int_linear", "int4")}
+_KERNELS = {
+    "int8": Kernel("int_linear", "int8"),
+    "int4": Kernel("int_linear", "int4"),
+    "matrix": Kernel("int_matrix", "int8"),
+}
 _CHUNKS = (1 << 14, 1 << 17)
+_SMALL, _LONGEST, _KEPT = 1 << 16, 1 << 21, 1 << 22
+# Bytes of a weight that one thread reads before another has begun, of the longest chunk, and of
+# memory that is kept between calls.
 _PART = 1 << 20
 _GROUP = 32
 _EIGHT = torch.tensor([8], dtype=torch.int8)
 _EIGHT_AT = _EIGHT.data_ptr()
-_FP32 = torch.float32
+_FP32, _INT8 = torch.float32, torch.int8
+_PLAIN = (Tensor, Parameter)
+_grad_enabled, _threads = torch.is_grad_enabled, torch.get_num_threads
 _Words = ctypes.c_int64 * 13
+_packed = struct.Struct("13q").pack
 
 
 def linear_w8a16(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    plain.check_int8(x, weight, scale, bias)
-    inputs = weight.shape[1]
-    if x.numel() <= MAX_ROWS[x.dtype] * inputs and _fits(x, weight, scale, bias):
-        y = _run("int8", x, weight, scale, None, bias, inputs)
-        if y is not None:
-            return y
-    return plain.linear_w8a16(x, weight, scale, bias, part=_PART)
+    y = _over_int8(x, weight, scale, bias)
+    return plain.linear_w8a16(x, weight, scale, bias, part=_PART) if y is None else y
 
 
 def linear_w4a16(
@@ -92,6 +103,106 @@ def int_mm() -> Callable[[Tensor, Tensor], Tensor] | None:
     return multiply if product.tolist() == [[32514, 1], [1, 48897]] else None
 
 
+def _over_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The compiled kernel's result; ``None`` where there is none for these, or they are misuse.
+
+    Looks once at each property: small products wait for what a call does besides its kernel.
+    """
+    dtype, shape, wanted = x.dtype, x.shape, weight.shape
+    if len(wanted) != 2 or dtype not in MAX_ROWS or weight.dtype is not _INT8:
+        return None
+    outputs, inputs = wanted
+    if not shape or shape[-1] != inputs or scale.shape != (outputs,) or scale.dtype is not _FP32:
+        return None
+    size = x.numel()
+    if not 0 < size <= MAX_ROWS[dtype] * inputs or not outputs:
+        return None
+    if bias is not None and (bias.shape != scale.shape or bias.dtype is not dtype):
+        return None
+    if not _in_memory(x, weight, scale, bias):
+        return None
+    function = _matrix_kernel() if outputs >= w.SIDE and inputs <= w.MOST_INPUTS else None
+    if function is None:
+        return _run("int8", x, weight, scale, None, bias, inputs)
+    try:
+        if dtype is not _FP32 or not x.is_contiguous():
+            x = x.contiguous().float()
+        shift = bias if bias is None else bias.contiguous().float()
+        flat = len(shape) == 2
+        y = x.new_empty(shape[0], outputs) if flat else x.new_empty(*shape[:-1], outputs)
+        tensors = x.data_ptr(), weight.data_ptr(), scale.data_ptr()
+        others = 0 if shift is None else shift.data_ptr(), y.data_ptr()
+    except RuntimeError:
+        return None  # without memory of its own: sparse, or of torch.func
+    plan = _plan(size // inputs, outputs, inputs, _threads())
+    address = _scratch.of(plan.scratch)
+    # In a third of the time that _Words(...) takes.
+    words = _Words.from_buffer_copy(
+        _packed(0, 0, *tensors, *others, *plan.words, address, plan.each)
+    )
+    team.run(function, words, plan.chunks)
+    return y if dtype is _FP32 else y.to(dtype)
+
+
+def _in_memory(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
+    """Whether compiled code may take these by address, and the weight and scale lie as it reads."""
+    # A subclass may mean anything by its elements.
+    if not (type(x) in _PLAIN and type(weight) in _PLAIN and type(scale) in _PLAIN):
+        return False
+    if not (x.is_cpu and weight.is_cpu and scale.is_cpu):
+        return False
+    if not (weight.is_contiguous() and scale.is_contiguous()):
+        return False
+    if _grad_enabled() and (x.requires_grad or scale.requires_grad):
+        return False
+    return bias is None or addressable(bias)
+
+
+class _Plan(NamedTuple):
+    """How threads share a product by the matrix unit."""
+
+    words: tuple[int, ...]
+    chunks: int
+    each: int
+    scratch: int
+
+
+@lru_cache(256)
+def _plan(rows: int, outputs: int, inputs: int, threads: int) -> _Plan:
+    if outputs * inputs <= _SMALL:
+        threads = 1
+    # One part each is read faster than chunks in turns; of large ones a thread that is held up
+    # leaves some to the others.
+    longest = max(1, _LONGEST // (inputs * w.SIDE))
+    size = w.SIDE * min(-(-outputs // (w.SIDE * threads)), longest)
+    each, chunks = w.scratch_bytes(rows, inputs), -(-outputs // size)
+    return _Plan((inputs, outputs, rows, size), chunks, each, each * min(threads, chunks))
+
+
+@cache
+def _matrix_kernel() -> Any:
+    """The function of the kernel by the matrix unit, or ``None``."""
+    return _KERNELS["matrix"].function() if matrices.available() else None
+
+
+class _Scratch(threading.local):
+    """Memory that a thread's calls use one after the other; what is large is kept for one call."""
+
+    memory: Any = None
+    size = address = 0
+
+    def of(self, nbytes: int) -> int:
+        """The address of so many bytes, which are good until the next call of this."""
+        if self.size < nbytes or self.size > _KEPT:
+            self.memory = (ctypes.c_char * (nbytes + w.LINE))()
+            self.size = nbytes
+            self.address = ctypes.addressof(self.memory) + w.LINE - 1 & -w.LINE
+        return self.address
+
+
+_scratch = _Scratch()
+
+
 def _run(
     dtype: str,
     x: Tensor,
@@ -123,7 +234,9 @@ def _run(
     rows, groups = wide.numel() // inputs, scale.numel() // outputs
     share = weight.numel() // (3 * torch.get_num_threads())
     size = max(8, min(max(share, _CHUNKS[0]), _CHUNKS[1]) // nbytes // 8 * 8)
-    words = _Words(0, *addresses, inputs, outputs, rows, groups, size, zero is not None)
+    words = _Words.from_buffer_copy(
+        _packed(0, *addresses, inputs, outputs, rows, groups, size, zero is not None)
+    )
     team.run(function, words, -(-outputs // size))
     return y if x.dtype is _FP32 else y.to(x.dtype)
 

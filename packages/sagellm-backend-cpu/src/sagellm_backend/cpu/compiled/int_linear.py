@@ -209,7 +209,7 @@ class _Tile:
         return self.builder.fadd(*halves, _FUSED)
 
 
-def _tile(rows: int, outputs: int, dtype: str) -> Any:
+def tile_of(rows: int, outputs: int, dtype: str) -> Any:
     """The function that computes one tile."""
 
     @intrinsic
@@ -251,8 +251,8 @@ def build(dtype: str) -> Callable[..., Any]:
     where nothing is said; int8 has one group and no zero points. Sums are in fp32. Of x with int4
     the even inputs of a row come first.
     """
-    four_by_four, one_by_eight = _tile(4, 4, dtype), _tile(1, 8, dtype)
-    one_by_four, one_by_one = _tile(1, 4, dtype), _tile(1, 1, dtype)
+    four_by_four, one_by_eight = tile_of(4, 4, dtype), tile_of(1, 8, dtype)
+    one_by_four, one_by_one = tile_of(1, 4, dtype), tile_of(1, 1, dtype)
     packed = 1 if dtype == "int4" else 0
 
     def int_linear(words: int) -> None:

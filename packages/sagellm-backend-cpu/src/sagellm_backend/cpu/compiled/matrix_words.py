@@ -1,0 +1,26 @@
+"""Sizes that the kernel of int8 weights by the matrix unit and its callers agree on."""
+
+from __future__ import annotations
+
+SIDE, LINE = 16, 64
+"""Rows of a matrix, and bytes of one of them."""
+
+MATRIX = SIDE * LINE
+
+STATE = 2 * LINE
+"""What is kept of the matrix unit while a kernel uses it."""
+
+ROW = 24
+"""What is kept of a row of x, in words: how many units of digits it has, the first, its least exponent."""
+
+MOST_UNITS = 2
+"""Units of digits of a row. One with more is summed up by vectors."""
+
+MOST_INPUTS = 1 << 17
+"""So many products of an int8 and a digit of seven bits are less than 2**31."""
+
+
+def scratch_bytes(rows: int, inputs: int) -> int:
+    """Memory for a thread, which has to start at a multiple of LINE."""
+    matrices = rows * ((inputs + LINE - 1) // LINE + 2)
+    return STATE + (ROW * rows + LINE - 1 & -LINE) + matrices * MATRIX
