@@ -1,4 +1,7 @@
-"""Real distributions in temporary folders: metadata, entry points and modules, nothing mocked."""
+"""Real distributions in temporary folders: metadata, entry points and modules, nothing mocked.
+
+And work that does not end before a test says so.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib
 import importlib.metadata
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -160,3 +164,19 @@ def distributions(tmp_path, monkeypatch):
     fakes = Distributions(tmp_path, monkeypatch)
     yield fakes
     fakes.forget()
+
+
+class Gate(threading.Event):
+    """Set when the test has seen enough."""
+
+    def hold(self):
+        """Work that ends when the gate is set."""
+        if not self.wait(20.0):
+            pytest.fail("the gate was never opened")
+
+
+@pytest.fixture
+def gate():
+    opened = Gate()
+    yield opened
+    opened.set()
