@@ -1,4 +1,4 @@
-"""Reference provider: KV pools, copies between memories, blocks of Protocol v0.1."""
+"""Reference provider: KV pools and copies between memories."""
 
 from __future__ import annotations
 
@@ -38,10 +38,13 @@ def fill(pool, seed):
     pool.pages[:] = np.random.default_rng(seed).integers(0, 256, pool.pages.shape, np.uint8)
 
 
+def caches(pool):
+    return [cache(layer) for layer in range(2) for cache in (pool.key_cache, pool.value_cache)]
+
+
 def cache_bytes(backend, pool, ids):
     """What a reader of the caches sees of some blocks."""
-    caches = [cache(layer) for layer in range(2) for cache in (pool.key_cache, pool.value_cache)]
-    return b"".join(backend.to_numpy(cache)[ids].tobytes() for cache in caches)
+    return b"".join(backend.to_numpy(cache)[ids].tobytes() for cache in caches(pool))
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -74,10 +77,7 @@ class TestPools:
     def test_caches_are_views_in_the_declared_order(self, backend, order, packing):
         layout = replace(LAYOUT, order=order, packing=packing)
         pool = backend.kv_pool(layout, BLOCKS)
-        caches = [
-            cache(layer) for layer in range(2) for cache in (pool.key_cache, pool.value_cache)
-        ]
-        for number, cache in enumerate(caches):
+        for number, cache in enumerate(caches(pool)):
             assert cache.shape == (BLOCKS, 4, 3, 16)
             token, head = cache.strides[1:3]
             assert (token, head) == ((96, 32) if order == "NHD" else (32, 128))
@@ -85,7 +85,7 @@ class TestPools:
             assert cache.strides[0] == gap
             values = np.full(cache.shape, number, np.float16)
             backend._write_back(cache, values)
-        for number, cache in enumerate(caches):
+        for number, cache in enumerate(caches(pool)):
             assert (backend.to_numpy(cache) == number).all()
 
     @pytest.mark.parametrize("alignment", [1, 64, 128])
@@ -176,10 +176,10 @@ class TestTransfers:
             fill(pool, seed)
         return pools
 
-    def test_run_beside_the_host(self, backend, pools):
+    def test_run_beside_the_host(self, backend, gate, pools):
         source, target = pools
-        gate, stream = threading.Event(), backend.create_stream()
-        stream.submit(lambda: gate.wait(20))
+        stream = backend.create_stream()
+        stream.submit(gate.hold)
         ids = np.arange(3)
         transfer = backend.kv_copy_plan(source, target).copy(ids, ids, stream)
         ids[:] = 6
@@ -193,21 +193,20 @@ class TestTransfers:
         assert cache_bytes(backend, target, [0, 1, 2]) == cache_bytes(backend, source, [0, 1, 2])
         assert (target.pages[:, :, 6] != source.pages[:, :, 6]).any()
 
-    def test_caches_wait_for_the_copy_into_them(self, backend, pools):
+    def test_caches_wait_for_the_copy_into_them(self, backend, gate, pools):
         source, target = pools
-        gate, stream = threading.Event(), backend.create_stream()
-        stream.submit(lambda: gate.wait(20))
+        stream = backend.create_stream()
+        stream.submit(gate.hold)
         backend.kv_copy_plan(source, target).copy([0], [0], stream)
         threading.Timer(0.05, gate.set).start()
         assert cache_bytes(backend, target, [0]) == cache_bytes(backend, source, [0])
 
     @pytest.mark.parametrize("held", ["reference:0", "reference:1"])
-    def test_without_a_stream_earlier_work_of_both_devices_comes_first(self, backend, held):
+    def test_without_a_stream_earlier_work_of_both_devices_comes_first(self, backend, gate, held):
         source, target = backend.kv_pool(LAYOUT, 1), backend.kv_pool(LAYOUT, 1, "reference:1")
         for pool in (source, target):
             pool.alloc(1)
-        gate = threading.Event()
-        backend.current_stream(held).submit(lambda: gate.wait(20))
+        backend.current_stream(held).submit(gate.hold)
         for pool, value in ((source, 1), (target, 2)):
             backend._write_back(pool.key_cache(0), np.full((1, 4, 3, 16), value, np.float16))
         threading.Timer(0.05, gate.set).start()
@@ -247,68 +246,11 @@ class TestTransfers:
         ):
             plan.copy([0], [0], other.create_stream())
 
-    def test_a_pool_closed_meanwhile_harms_nothing(self, backend, pools):
+    def test_a_pool_closed_meanwhile_harms_nothing(self, backend, gate, pools):
         source, target = pools
-        gate, stream = threading.Event(), backend.create_stream()
-        stream.submit(lambda: gate.wait(20))
+        stream = backend.create_stream()
+        stream.submit(gate.hold)
         transfer = backend.kv_copy_plan(source, target).copy([0], [0], stream)
         source.close()
         gate.set()
         transfer.wait()
-
-
-class TestProtocolBlocks:
-    @pytest.fixture
-    def backend(self):
-        layout = replace(LAYOUT, num_kv_heads=4)
-        with create_reference_backend({"kv_layout": layout, "kv_blocks": BLOCKS}) as made:
-            yield made
-
-    @pytest.mark.parametrize("dtype", DTYPES)
-    def test_copy_and_migrate_carry_the_contents(self, backend, dtype):
-        first, second = (backend.kv_block_alloc(10, dtype) for _ in range(2))
-        pool, ids = backend._tokens.find(first)
-        fill(pool, 3)
-        wanted = pool.pages[:, :, ids].tobytes()
-        backend.kv_block_copy(first, second)
-        moved = backend.kv_block_migrate(second, "reference:1")
-        assert (moved.device, moved.num_tokens, moved.dtype) == ("reference:1", 10, dtype)
-        there, moved_ids = backend._tokens.find(moved)
-        assert there.pages[:, :, moved_ids].tobytes() == wanted
-        with pytest.raises(InvalidArgumentError):
-            backend.kv_block_free(second)
-
-    def test_memory_returns_to_the_start(self, backend):
-        block = backend.kv_block_alloc(5, DType.BF16)
-        assert backend.memory_stats()["kv_bytes"] > 0
-        backend.kv_block_free(block)
-        assert backend.memory_stats()["kv_bytes"] == 0
-        assert backend.memory_stats()["reserved_bytes"] > 0
-        backend.clear_cache()
-        assert backend.memory_stats()["reserved_bytes"] == 0
-
-    def test_alloc_survives_clear_cache_of_other_threads(self, backend):
-        stop, failures = threading.Event(), []
-
-        def clear():
-            while not stop.is_set():
-                backend.clear_cache()
-
-        def use():
-            try:
-                for _ in range(300):
-                    backend.kv_block_free(backend.kv_block_alloc(4, DType.INT8))
-            except Exception as error:  # noqa: BLE001 - it is shown by the assertion
-                failures.append(error)
-
-        clearer = threading.Thread(target=clear)
-        users = [threading.Thread(target=use) for _ in range(4)]
-        for thread in (clearer, *users):
-            thread.start()
-        for thread in users:
-            thread.join()
-        stop.set()
-        clearer.join()
-        backend.clear_cache()
-        assert not failures
-        assert backend.memory_stats()["reserved_bytes"] == 0
