@@ -89,6 +89,22 @@ def test_a_row_alone_has_the_bits_that_it_has_among_others(rows):
         assert torch.equal(quantised.linear_w8a16(x[row], weight, scale, bias), y[row])
 
 
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(300, 100, 208), (50, 4096, 64), (129, 64, 1008)]
+)
+def test_many_rows_in_blocks_and_outputs_in_chunks(rows, inputs, outputs):
+    case = (
+        torch.randn(rows, inputs),
+        codes(outputs, inputs),
+        torch.rand(outputs),
+        torch.randn(outputs),
+    )
+    y = quantised.linear_w8a16(*case)
+    parts = [quantised.linear_w8a16(part, *case[1:]) for part in case[0].split(8)]
+    assert torch.equal(y, torch.cat(parts))
+    assert torch.allclose(y.double(), exact(*case[:3]) + case[3].double(), rtol=1e-6, atol=1e-3)
+
+
 def test_extreme_weights_and_numbers_fill_no_sum():
     x = torch.full((1, 1 << 17), 2.0 - 2**-23)
     weight = torch.full((16, 1 << 17), -128, dtype=torch.int8)

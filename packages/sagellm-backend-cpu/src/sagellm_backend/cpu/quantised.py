@@ -1,9 +1,9 @@
 """Linear over int8 and int4 weights: compiled for few rows, by torch's products for many.
 
 Few rows wait for the weight, which the compiled kernels read as it is stored: of int8 by the matrix
-unit of the processor, where it has one, and by vectors else. Many rows wait for arithmetic, in which
-torch's kernels over floating weights are faster, so that a part of the weight at a time is made
-floating for them. ``benchmarks/quantised_linear.py`` has the figures behind the limits.
+unit of the processor, where it has one, and by vectors else. Many rows wait for arithmetic. Of fp32
+the matrix unit does most; of others torch's kernels over floating weights, so that a part of the
+weight at a time is made floating for them. ``benchmarks/quantised_linear.py`` has the figures behind the limits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from sagellm_backend.cpu.operands import addressable
 from sagellm_backend.torch_support import quantised as plain
 
 MAX_ROWS = {torch.float32: 128, torch.float16: 64, torch.bfloat16: 64}
-"""By dtype, the most rows with which the compiled kernels were measured to be faster."""
+"""By dtype, the most rows with which the compiled kernels were measured to be faster; of fp32 by the
+matrix unit any number is."""
 
 _KERNELS = {
     "int8": Kernel("int_linear", "int8"),
@@ -35,9 +36,9 @@ _KERNELS = {
     "matrix": Kernel("int_matrix", "int8"),
 }
 _CHUNKS = (1 << 14, 1 << 17)
-_SMALL, _LONGEST, _KEPT = 1 << 16, 1 << 21, 1 << 22
+_SMALL, _LONGEST, _KEPT, _FEW = 1 << 16, 1 << 21, 1 << 22, 32
 # Bytes of a weight that one thread reads before another has begun, of the longest chunk, and of
-# memory that is kept between calls.
+# memory that is kept between calls; and rows for which reading takes longer than multiplying.
 _PART = 1 << 20
 _GROUP = 32
 _EIGHT = torch.tensor([8], dtype=torch.int8)
@@ -46,7 +47,8 @@ _FP32, _INT8 = torch.float32, torch.int8
 _PLAIN = (Tensor, Parameter)
 _grad_enabled, _threads = torch.is_grad_enabled, torch.get_num_threads
 _Words = ctypes.c_int64 * 13
-_packed = struct.Struct("13q").pack
+_MatrixWords = ctypes.c_int64 * 14
+_packed, _packed_matrix = struct.Struct("13q").pack, struct.Struct("14q").pack
 
 
 def linear_w8a16(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -115,13 +117,14 @@ def _over_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) ->
     if not shape or shape[-1] != inputs or scale.shape != (outputs,) or scale.dtype is not _FP32:
         return None
     size = x.numel()
-    if not 0 < size <= MAX_ROWS[dtype] * inputs or not outputs:
+    function = _matrix_kernel() if outputs >= w.SIDE and inputs <= w.MOST_INPUTS else None
+    few = size <= MAX_ROWS[dtype] * inputs or (function is not None and dtype is _FP32)
+    if not size or not outputs or not few:
         return None
     if bias is not None and (bias.shape != scale.shape or bias.dtype is not dtype):
         return None
     if not _in_memory(x, weight, scale, bias):
         return None
-    function = _matrix_kernel() if outputs >= w.SIDE and inputs <= w.MOST_INPUTS else None
     if function is None:
         return _run("int8", x, weight, scale, None, bias, inputs)
     try:
@@ -137,8 +140,8 @@ def _over_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) ->
     plan = _plan(size // inputs, outputs, inputs, _threads())
     address = _scratch.of(plan.scratch)
     # In a third of the time that _Words(...) takes.
-    words = _Words.from_buffer_copy(
-        _packed(0, 0, *tensors, *others, *plan.words, address, plan.each)
+    words = _MatrixWords.from_buffer_copy(
+        _packed_matrix(0, 0, *tensors, *others, *plan.words, address, plan.each)
     )
     team.run(function, words, plan.chunks)
     return y if dtype is _FP32 else y.to(dtype)
@@ -169,14 +172,18 @@ class _Plan(NamedTuple):
 
 @lru_cache(256)
 def _plan(rows: int, outputs: int, inputs: int, threads: int) -> _Plan:
+    block = min(rows, w.MOST_ROWS, max(w.LEAST_ROWS, w.MOST_DIGITS // inputs))
     if outputs * inputs <= _SMALL:
-        threads = 1
-    # One part each is read faster than chunks in turns; of large ones a thread that is held up
-    # leaves some to the others.
-    longest = max(1, _LONGEST // (inputs * w.SIDE))
-    size = w.SIDE * min(-(-outputs // (w.SIDE * threads)), longest)
-    each, chunks = w.scratch_bytes(rows, inputs), -(-outputs // size)
-    return _Plan((inputs, outputs, rows, size), chunks, each, each * min(threads, chunks))
+        size = -(-outputs // w.SIDE) * w.SIDE
+    elif rows > _FEW:
+        size = 4 * w.SIDE  # neighbours, whose results share lines
+    else:
+        # One part each is read faster than chunks in turns; of large ones a thread that is held up
+        # leaves some to the others.
+        longest = max(1, _LONGEST // (inputs * w.SIDE))
+        size = w.SIDE * min(-(-outputs // (w.SIDE * threads)), longest)
+    each, chunks = w.scratch_bytes(block, inputs), -(-rows // block) * -(-outputs // size)
+    return _Plan((inputs, outputs, rows, size, block), chunks, each, each * min(threads, chunks))
 
 
 @cache

@@ -10,6 +10,9 @@ MATRIX = SIDE * LINE
 STATE = 2 * LINE
 """What is kept of the matrix unit while a kernel uses it."""
 
+FACTORS = 2 * 8 * SIDE
+"""Scales and biases of sixteen outputs in fp64."""
+
 ROW = 24
 """What is kept of a row of x, in words: how many units of digits it has, the first, its least exponent."""
 
@@ -20,7 +23,11 @@ MOST_INPUTS = 1 << 17
 """So many products of an int8 and a digit of seven bits are less than 2**31."""
 
 
+LEAST_ROWS, MOST_ROWS, MOST_DIGITS = 8, 128, 96 << 10
+"""Rows of x in a block, whose digits are to stay in the second cache: so many numbers at most."""
+
+
 def scratch_bytes(rows: int, inputs: int) -> int:
     """Memory for a thread, which has to start at a multiple of LINE."""
     matrices = rows * ((inputs + LINE - 1) // LINE + 2)
-    return STATE + (ROW * rows + LINE - 1 & -LINE) + matrices * MATRIX
+    return STATE + 2 * FACTORS + (ROW * rows + LINE - 1 & -LINE) + matrices * MATRIX
