@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -225,8 +226,7 @@ def examined(build, profile="kernels"):
     ids=["copy", "shuffle", "linear", "decode", "norm"],
 )
 def test_workloads_tell_their_result_after_any_number_of_runs(make, dtype):
-    exam = examined(ReferenceProvider)
-    try:
+    with closing(examined(ReferenceProvider)) as exam:
         work = make(exam, dtype)
         for runs in (1, 2, 5):
             state = work.begin()
@@ -237,8 +237,6 @@ def test_workloads_tell_their_result_after_any_number_of_runs(make, dtype):
             for other in (runs - 1, runs + 1):
                 with pytest.raises(CheckFailed):
                     work.check_all(state, other)
-    finally:
-        exam.close()
 
 
 @pytest.mark.parametrize(
@@ -247,37 +245,27 @@ def test_workloads_tell_their_result_after_any_number_of_runs(make, dtype):
     ids=["linear", "norm"],
 )
 def test_a_skipping_device_fails(make):
-    exam = examined(Skipping)
-    try:
-        with pytest.raises(CheckFailed):
-            Meter(make(exam))
-    finally:
-        exam.close()
+    with closing(examined(Skipping)) as exam, pytest.raises(CheckFailed):
+        Meter(make(exam))
 
 
 def test_without_embedding_there_is_no_limit():
-    exam = examined(ReferenceProvider)
-    try:
+    with closing(examined(ReferenceProvider)) as exam:
         exam.capability.operations.pop("embedding")
         assert widest(exam.capability) == ()
         assert streaming(exam) == []
         work = Linear(exam, DType.FP32, 8, 64)
         work.check(work.look(work.step(work.begin(), 0)), 1)
-    finally:
-        exam.close()
 
 
 def test_equal_arrays_pass_and_others_tell_where():
-    exam = examined(ReferenceProvider)
-    try:
+    with closing(examined(ReferenceProvider)) as exam:
         ours = np.arange(12.0).reshape(3, 4).T
         same(exam, ours, ours.copy(), "them")
         with pytest.raises(CheckFailed, match=r"1 of 12 elements differ, the first at \(0, 1\)"):
             same(exam, ours, np.where(ours == 4.0, 5.0, ours), "them")
         with pytest.raises(CheckFailed, match="float32"):
             same(exam, ours.astype(np.float32), ours, "them")
-    finally:
-        exam.close()
 
 
 def test_speeds_are_for_the_depth_of_certificates():
@@ -291,12 +279,9 @@ def test_speeds_are_for_the_depth_of_certificates():
 
 def test_time_is_that_of_the_host():
     start = time.perf_counter()
-    exam = examined(ReferenceProvider)
-    try:
+    with closing(examined(ReferenceProvider)) as exam:
         meter = Meter(Copy(exam, DType.FP32, 1 << 20))
         while not (meter.counted or meter.given_up):  # a busy machine's do not all count
             meter.attempt()
         passed = time.perf_counter() - start
         assert meter.work.amount / meter.rate * meter.runs <= passed
-    finally:
-        exam.close()
