@@ -26,10 +26,10 @@ from sagellm_backend.torch_support import step
 MODULE = simdev.module
 
 
-def module_without(*words):
-    """A device module that lacks some names; what is left works."""
+def changed_module(*words, **others):
+    """The device module, lacking some names and with others changed; what is left works."""
     kept = {name: value for name, value in vars(MODULE).items() if name not in words}
-    return types.SimpleNamespace(**kept)
+    return types.SimpleNamespace(**{**kept, **others})
 
 
 def test_what_a_full_module_offers(backend):
@@ -58,7 +58,7 @@ def test_what_a_full_module_offers(backend):
 
 @pytest.mark.parametrize("word", ["Stream", "Event", "stream"])
 def test_a_module_without_streams_still_serves_pools_and_kernels(make, word):
-    backend = make(module=module_without(word, "current_stream"))
+    backend = make(module=changed_module(word, "current_stream"))
     assert Feature.STREAM not in backend._features()
     with pytest.raises(CapabilityError, match="stream"):
         backend.create_stream()
@@ -71,9 +71,7 @@ def test_a_module_without_streams_still_serves_pools_and_kernels(make, word):
 
 
 def test_a_module_with_one_device_has_no_peer_copies(make):
-    module = module_without()
-    module.device_count = lambda: 1
-    backend = make(module=module)
+    backend = make(module=changed_module(device_count=lambda: 1))
     assert not backend.capability().has_kv_block_migrate
     block = backend.kv_block_alloc(16, DType.FP16)
     with pytest.raises(InvalidArgumentError, match="simdev:1"):
@@ -81,18 +79,18 @@ def test_a_module_with_one_device_has_no_peer_copies(make):
 
 
 def test_peer_access_is_what_the_module_says_and_copies_go_all_the_same(make):
-    module = module_without()
-    module.can_device_access_peer = lambda one, other: one < other
+    module = changed_module(can_device_access_peer=lambda one, other: one < other)
     capability = make(module=module).capability()
     assert capability.peer_access == {(0, 1)}
     assert capability.has_kv_block_migrate
 
 
 def test_a_module_without_queries_and_timing_refuses_them(make):
-    module = module_without("Stream", "Event")
-    module.Stream = type("Stream", (), {"__new__": lambda cls, device: MODULE.Stream(device)})
-    module.Event = type("Event", (), {"__new__": lambda cls: MODULE.Event()})
-    backend = make(module=module)
+    kinds = {
+        "Stream": type("Stream", (), {"__new__": lambda cls, device: MODULE.Stream(device)}),
+        "Event": type("Event", (), {"__new__": lambda cls: MODULE.Event()}),
+    }
+    backend = make(module=changed_module(**kinds))
     assert not {Feature.STREAM_QUERY, Feature.EVENT_TIMING} & backend._features()
     stream, first, second = backend.create_stream(), backend.create_event(), backend.create_event()
     stream.record_event(first)
@@ -116,9 +114,7 @@ def test_priorities_are_turned_round_and_clamped(make, asked, given):
         def priority_range():
             return 0, -5
 
-    module = module_without("Stream")
-    module.Stream = Stream
-    backend = make(module=module)
+    backend = make(module=changed_module(Stream=Stream))
     assert Feature.STREAM_PRIORITY in backend._features()
     assert backend.create_stream(asked).priority == asked
     assert seen == [given]
@@ -294,7 +290,7 @@ def test_a_device_that_is_lost_during_work_says_what_to_do(make, said, lost):
     def synchronize(device):
         raise RuntimeError(said)
 
-    module = module_without()
+    module = changed_module()
     backend = make(module=module)
     module.synchronize = synchronize
     with pytest.raises(UnavailableError) as caught:
