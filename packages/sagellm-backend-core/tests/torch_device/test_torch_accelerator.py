@@ -86,11 +86,9 @@ def test_peer_access_is_what_the_module_says_and_copies_go_all_the_same(make):
 
 
 def test_a_module_without_queries_and_timing_refuses_them(make):
-    kinds = {
-        "Stream": type("Stream", (), {"__new__": lambda cls, device: MODULE.Stream(device)}),
-        "Event": type("Event", (), {"__new__": lambda cls: MODULE.Event()}),
-    }
-    backend = make(module=changed_module(**kinds))
+    plain_stream = type("Stream", (), {"__new__": lambda cls, device: MODULE.Stream(device)})
+    plain_event = type("Event", (), {"__new__": lambda cls: MODULE.Event()})
+    backend = make(module=changed_module(Stream=plain_stream, Event=plain_event))
     assert not {Feature.STREAM_QUERY, Feature.EVENT_TIMING} & backend._features()
     stream, first, second = backend.create_stream(), backend.create_event(), backend.create_event()
     stream.record_event(first)
