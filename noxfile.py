@@ -26,19 +26,6 @@ nox.options.default_venv_backend = "virtualenv"  # pip finds torch in more place
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
-nox.options.sessions = [
-    "lint",
-    "typecheck",
-    "layout",
-    "core",
-    "tests",
-    "conformance",
-    "zoo",
-    "engine",
-    "ascend-sim",
-    "kunlun-sim",
-    "generate",
-]
 
 # pyenv's shims answer for the chosen versions only; its interpreters answer for themselves.
 pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -262,7 +249,7 @@ def engines(session: nox.Session) -> dict[str, str]:
     return {"isagellm": theirs, "isagellm-ours": ours}
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.11", default=False)
 def bench(session: nox.Session) -> None:
     """Measure the cpu backend beside its peers: bench-report/index.html and bench.json.
 
@@ -300,7 +287,7 @@ def generate(session: nox.Session) -> None:
     session.run("./quickstart.sh", *session.posargs, external=True)
 
 
-@nox.session
+@nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Wheels and source distributions into dist/."""
     session.install("build")
