@@ -17,6 +17,7 @@ KERNELS = (
     ("paged_attention", "fp32"),
     ("paged_attention", "bf16"),
     ("int_linear", "int8"),
+    ("int_matrix", "int8"),
     ("block_copy", "bytes"),
 )
 COLD_S, LOADED_S = 3.0, 0.05
