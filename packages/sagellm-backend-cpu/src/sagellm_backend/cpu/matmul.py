@@ -13,7 +13,11 @@ _mm = torch.mm
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """See the operation's table."""
-    # mm refuses other dimensions, dtypes and sizes of b; each look at a tensor costs 70 ns.
-    if a.dim() == 2 and a.dtype in FLOATING and b.numel():
-        return _mm(a, b)
+    # mm refuses other dimensions and sizes, and dtypes that differ; each look costs 40 to 70 ns.
+    try:
+        product = _mm(a, b)
+    except (RuntimeError, TypeError):
+        return kernels.matmul(a, b)
+    if product.dtype in FLOATING and b.numel():
+        return product
     return kernels.matmul(a, b)

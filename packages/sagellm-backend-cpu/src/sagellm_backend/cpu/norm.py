@@ -9,40 +9,49 @@ import torch
 from torch import Tensor
 
 from sagellm_backend.cpu.compiled import team
-from sagellm_backend.cpu.operands import addressable, kernels_of
+from sagellm_backend.cpu.operands import kernels_of, on_host
 from sagellm_backend.torch_support.misuse import FLOATING, MisuseError, bad_eps
 
-_FP32, _rms_norm = torch.float32, torch.rms_norm
+_FP32, _rms_norm, _empty_like = torch.float32, torch.rms_norm, torch.empty_like
 _KERNELS = kernels_of("rms_norm")
 _CHUNK = 1 << 15
-_Words = ctypes.c_int64 * 10
-_eps_word = struct.Struct("<fxxxx").pack
+_words, _packed = (ctypes.c_int64 * 10).from_buffer_copy, struct.Struct("<9qfxxxx").pack
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Half types: normalise in fp32, round, then scale, which is the order that models train with."""
-    _check(x, weight, eps)
-    y = _compiled(x, None, weight, eps)
-    return _plain(x, weight, eps) if y is None else y[0]
+    width = _width(x.shape, x.dtype, weight, eps)
+    try:
+        pair = _compiled(x, None, weight, width, eps)
+    except RuntimeError:
+        pair = None  # a tensor without strides, or of torch.func, which has no memory of its own
+    return _plain(x, weight, eps) if pair is None else pair[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The sum in the dtype, and its norm."""
-    if x.shape != residual.shape or x.dtype is not residual.dtype:
+    shape, dtype = x.shape, x.dtype
+    if residual.shape != shape or residual.dtype is not dtype:
         raise MisuseError
-    _check(x, weight, eps)
-    pair = _compiled(x, residual, weight, eps)
+    width = _width(shape, dtype, weight, eps)
+    try:
+        pair = _compiled(x, residual, weight, width, eps)
+    except RuntimeError:
+        pair = None
     if pair is not None:
         return pair
     total = x + residual
     return _plain(total, weight, eps), total
 
 
-def _check(x: Tensor, weight: Tensor, eps: float) -> None:
-    if x.dtype is not weight.dtype or x.dtype not in FLOATING or bad_eps(eps):
+def _width(shape: torch.Size, dtype: torch.dtype, weight: Tensor, eps: float) -> int:
+    """The width of rows of this shape and dtype, if they and the rest fit."""
+    (width,) = weight.shape  # other dimensions do not unpack, which is a ValueError as misuse is
+    if weight.dtype is not dtype or dtype not in FLOATING or not width:
         raise MisuseError
-    if weight.dim() != 1 or not weight.numel() or x.shape[-1:] != weight.shape:
+    if not shape or shape[-1] != width or bad_eps(eps):
         raise MisuseError
+    return width
 
 
 def _plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -53,31 +62,26 @@ def _plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _compiled(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, width: int, eps: float
 ) -> tuple[Tensor, Tensor] | None:
     """The norm and the sum; ``None`` where the kernel does not take these tensors."""
+    if not (on_host(x, weight) if residual is None else on_host(x, residual, weight)):
+        return None
     function = _KERNELS[x.dtype].function()
-    other = x if residual is None else residual
-    if function is None or not addressable(x, other, weight):
+    if function is None:
         return None
     x, weight = x.contiguous(), weight.contiguous()
+    y = _empty_like(x)
+    added, total = 0, x
     if residual is not None:
         residual = residual.contiguous()
-    y = torch.empty_like(x)
-    total = x if residual is None else torch.empty_like(x)
-    width = weight.numel()
-    rows = x.numel() // width
-    size = max(1, _CHUNK // width)
-    try:
-        addresses = (
-            x.data_ptr(),
-            0 if residual is None else residual.data_ptr(),
-            weight.data_ptr(),
-            y.data_ptr(),
-            total.data_ptr(),
-        )
-    except RuntimeError:
-        return None  # a tensor of torch.func, which has no memory of its own
-    bits = int.from_bytes(_eps_word(eps), "little")
-    team.run(function, _Words(0, *addresses, rows, width, size, bits), -(-rows // size))
+        added, total = residual.data_ptr(), _empty_like(x)
+    rows, chunk = x.numel() // width, _CHUNK // width or 1
+    # fmt: off
+    words = _words(_packed(
+        0, x.data_ptr(), added, weight.data_ptr(), y.data_ptr(), total.data_ptr(),
+        rows, width, chunk, eps,
+    ))
+    # fmt: on
+    team.run(function, words, -(-rows // chunk))
     return y, total

@@ -12,15 +12,22 @@ _PLAIN = (Tensor, Parameter)
 _grad_enabled = torch.is_grad_enabled
 
 
-def addressable(*tensors: Tensor) -> bool:
+def on_host(*tensors: Tensor) -> bool:
     """Whether these lie in this machine's memory, and no gradient is to be recorded of them.
 
-    Subclasses of tensors may mean anything by their elements, and are left to torch.
+    Subclasses of tensors may mean anything by their elements, and are left to torch. Layouts without
+    strides, and tensors of torch.func, show in a :class:`RuntimeError` of ``data_ptr()``.
     """
+    recorded = _grad_enabled()
     for tensor in tensors:
-        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.layout is not torch.strided:
+        if type(tensor) not in _PLAIN or not tensor.is_cpu or (recorded and tensor.requires_grad):
             return False
-    return not (_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    return True
+
+
+def addressable(*tensors: Tensor) -> bool:
+    """Whether these are :func:`on_host`, and strided."""
+    return on_host(*tensors) and all(tensor.layout is torch.strided for tensor in tensors)
 
 
 def kernels_of(module: str) -> dict[torch.dtype, Kernel]:

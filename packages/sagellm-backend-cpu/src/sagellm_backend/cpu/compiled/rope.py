@@ -23,12 +23,18 @@ def build(dtype: str) -> Callable[..., Any]:
     load_angle, fail = STORAGES["fp32"].load, STORAGES["fp32"].store
 
     def turn(x: int, y: int, angles: int, half: int, size: int, near: int) -> None:
-        for pair in range(half):
-            first, second = (2 * pair, 2 * pair + 1) if near else (pair, pair + half)
-            cos, sin = load_angle(angles, pair), load_angle(angles, pair + half)
-            a, b = load(x, first), load(x, second)
-            store(y, first, a * cos - b * sin)
-            store(y, second, b * cos + a * sin)
+        if near:
+            for pair in range(half):
+                cos, sin = load_angle(angles, pair), load_angle(angles, pair + half)
+                a, b = load(x, 2 * pair), load(x, 2 * pair + 1)
+                store(y, 2 * pair, a * cos - b * sin)
+                store(y, 2 * pair + 1, b * cos + a * sin)
+        else:
+            for pair in range(half):
+                cos, sin = load_angle(angles, pair), load_angle(angles, pair + half)
+                a, b = load(x, pair), load(x, pair + half)
+                store(y, pair, a * cos - b * sin)
+                store(y, pair + half, b * cos + a * sin)
         for index in range(2 * half, size):
             store(y, index, load(x, index))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+_get_num_threads = torch.get_num_threads
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
 
@@ -36,9 +37,10 @@ def run(function: Any, words: Any, chunks: int) -> None:
     Each call takes chunks from the counter in word 0 until none are left, so any number of threads
     does the whole work. Returns when it is done; lets go of the GIL in the meantime.
     """
-    threads = min(torch.get_num_threads(), chunks)
-    parallel = _parallel() if threads > 1 else None
-    if parallel is None:
-        function(words)
-    else:
-        parallel(function, words, threads, 0)
+    if chunks > 1:
+        threads = min(_get_num_threads(), chunks)
+        parallel = _parallel() if threads > 1 else None
+        if parallel is not None:
+            parallel(function, words, threads, 0)
+            return
+    function(words)
