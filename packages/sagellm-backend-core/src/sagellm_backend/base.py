@@ -42,8 +42,8 @@ class BackendProvider(KVMethods, CommMethods):
 
     Arrays are the framework's own ("native"). All have ``shape``, ``dtype``, ``reshape(shape)`` and
     ``array[start:stop, ...]``, a slice for each of the first dimensions, in steps of 1: a view or a
-    copy of the part, which every kernel takes like any array. Kernels that write in place are given
-    whole arrays.
+    copy of the part, which every kernel takes like any array. Caches, and what a kernel writes in
+    place, are given whole.
 
     ``location`` arguments are ``"device"`` (this provider's default device), ``"host"`` (memory the
     device can copy from fast) or a device such as ``"cuda:1"``.

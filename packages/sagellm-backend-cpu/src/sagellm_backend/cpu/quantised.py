@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter
 
 from sagellm_backend.cpu import matrices
 from sagellm_backend.cpu.compiled import matrix_words as w
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
-from sagellm_backend.cpu.operands import addressable
+from sagellm_backend.cpu.operands import addressable, on_host
 from sagellm_backend.torch_support import quantised as plain
 
 MAX_ROWS = {torch.float32: 128, torch.float16: 64, torch.bfloat16: 64}
@@ -44,8 +43,7 @@ _GROUP = 32
 _EIGHT = torch.tensor([8], dtype=torch.int8)
 _EIGHT_AT = _EIGHT.data_ptr()
 _FP32, _INT8 = torch.float32, torch.int8
-_PLAIN = (Tensor, Parameter)
-_grad_enabled, _threads = torch.is_grad_enabled, torch.get_num_threads
+_threads = torch.get_num_threads
 _Words = ctypes.c_int64 * 13
 _MatrixWords = ctypes.c_int64 * 14
 _packed, _packed_matrix = struct.Struct("13q").pack, struct.Struct("14q").pack
@@ -123,11 +121,13 @@ def _over_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) ->
         return None
     if bias is not None and (bias.shape != scale.shape or bias.dtype is not dtype):
         return None
-    if not _in_memory(x, weight, scale, bias):
+    if not on_host(x, weight, scale) or not (bias is None or on_host(bias)):
         return None
-    if function is None:
-        return _run("int8", x, weight, scale, None, bias, inputs)
     try:
+        if not (weight.is_contiguous() and scale.is_contiguous()):
+            return None
+        if function is None:
+            return _run("int8", x, weight, scale, None, bias, inputs)
         if dtype is not _FP32 or not x.is_contiguous():
             x = x.contiguous().float()
         shift = bias if bias is None else bias.contiguous().float()
@@ -145,20 +145,6 @@ def _over_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) ->
     )
     team.run(function, words, plan.chunks)
     return y if dtype is _FP32 else y.to(dtype)
-
-
-def _in_memory(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
-    """Whether compiled code may take these by address, and the weight and scale lie as it reads."""
-    # A subclass may mean anything by its elements.
-    if not (type(x) in _PLAIN and type(weight) in _PLAIN and type(scale) in _PLAIN):
-        return False
-    if not (x.is_cpu and weight.is_cpu and scale.is_cpu):
-        return False
-    if not (weight.is_contiguous() and scale.is_contiguous()):
-        return False
-    if _grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return False
-    return bias is None or addressable(bias)
 
 
 class _Plan(NamedTuple):

@@ -10,7 +10,7 @@ from numba.core import cgutils as _cgutils
 
 from sagellm_backend.cpu.compiled.digits import BITS, LOWEST, PLACES, UNIT_BITS
 from sagellm_backend.cpu.compiled.matrix_words import LINE, MATRIX, SIDE
-from sagellm_backend.cpu.compiled.vector_code import address_of
+from sagellm_backend.cpu.compiled.vector_code import address_of, sums
 from sagellm_backend.cpu.compiled.vectors import operation
 
 cgutils: Any = _cgutils  # which says nothing of its types
@@ -53,15 +53,15 @@ def put_together(
         builder.store(ir.Constant(_DOUBLES, None), result)
         with cgutils.for_range_slice(builder, first, last, _I64(1)) as (unit, _):
             column = builder.add(totals, column_of(builder, unit, _I64(2 * MATRIX)))
-            sums = []
+            parts = []
             for output in range(PLACES):
                 place = builder.add(column, _I64(LINE * (PLACES * half + output)))
                 kind = ir.VectorType(_I32, PLACES)
                 found = builder.load(address_of(builder, place, kind), align=32)
-                sums.append(builder.fmul(builder.sitofp(found, _DOUBLES), powers, _FUSED))
+                parts.append(builder.fmul(builder.sitofp(found, _DOUBLES), powers, _FUSED))
             more = builder.mul(builder.sub(unit, first), _I64(UNIT_BITS))
             size = _power(builder, builder.add(low, more))
-            added = builder.fmul(_across(builder, sums), size, _FUSED)
+            added = builder.fmul(sums(builder, parts, _FUSED), size, _FUSED)
             builder.store(builder.fadd(builder.load(result), added, _FUSED), result)
         scale, bias = (
             builder.load(
@@ -126,25 +126,3 @@ def _scatter(builder: Any, value: Any, address: Any, places: Any) -> None:
     name = "llvm.masked.scatter.v8f32.v8p0"
     scatter = cgutils.get_or_insert_function(builder.module, kind, name)
     builder.call(scatter, arguments)
-
-
-def _across(builder: Any, vectors: list[Any]) -> Any:
-    """The vector whose lane ``i`` is the sum of the lanes of ``vectors[i]``."""
-    vectors = [vectors[number] for number in (0, 4, 2, 6, 1, 5, 3, 7)]
-    span = PLACES // 2
-    while span:
-        kept = [lane if not lane & span else lane + PLACES for lane in range(PLACES)]
-        moved = [lane + span if not lane & span else lane - span + PLACES for lane in range(PLACES)]
-        kind = ir.VectorType(_I32, PLACES)
-        vectors = [
-            builder.fadd(
-                *(
-                    builder.shuffle_vector(a, b, ir.Constant(kind, lanes))
-                    for lanes in (kept, moved)
-                ),
-                _FUSED,
-            )
-            for a, b in zip(vectors[::2], vectors[1::2], strict=True)
-        ]
-        span //= 2
-    return vectors[0]

@@ -122,20 +122,23 @@ def multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=("contract",)), total, flags=("contract",))
 
 
-def sums(builder: Any, vectors: list[Any]) -> Any:
-    """The vector whose lane ``i`` is the sum of the lanes of ``vectors[i]``, of LANES vectors."""
-    bits = LANES.bit_length() - 1
-    order = [int(f"{lane:0{bits}b}"[::-1], 2) for lane in range(LANES)]
-    level, span = [vectors[lane] for lane in order], LANES // 2
+def sums(builder: Any, vectors: list[Any], flags: tuple[str, ...] = ()) -> Any:
+    """The vector whose lane ``i`` is the sum of the lanes of ``vectors[i]``, of as many as lanes.
+
+    Of any floating type; additions have LLVM's ``flags``.
+    """
+    count = len(vectors)
+    bits, kind = count.bit_length() - 1, ir.VectorType(_I32, count)
+    order = [int(f"{lane:0{bits}b}"[::-1], 2) for lane in range(count)]
+    level, span = [vectors[lane] for lane in order], count // 2
     while span:
-        kept = [lane if not lane & span else lane + LANES for lane in range(LANES)]
-        moved = [lane + span if not lane & span else lane - span + LANES for lane in range(LANES)]
+        kept = [lane if not lane & span else lane + count for lane in range(count)]
+        moved = [lane + span if not lane & span else lane - span + count for lane in range(count)]
         # One half of each vector stays where it is, which costs less than to move both.
-        level = [
-            builder.fadd(
-                *(builder.shuffle_vector(a, b, ir.Constant(INTS, lanes)) for lanes in (kept, moved))
-            )
+        halves = [
+            [builder.shuffle_vector(a, b, ir.Constant(kind, lanes)) for lanes in (kept, moved)]
             for a, b in zip(level[::2], level[1::2], strict=True)
         ]
+        level = [builder.fadd(a, b, flags) for a, b in halves]
         span //= 2
     return level[0]
