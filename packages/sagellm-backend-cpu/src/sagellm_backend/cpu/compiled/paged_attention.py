@@ -23,14 +23,18 @@ from sagellm_backend.cpu.compiled.paged_rows import (
     state_bytes,
     weigh,
 )
-from sagellm_backend.cpu.compiled.paged_tiles import SCORES, outputs_of, scores_of
+from sagellm_backend.cpu.compiled.paged_tiles import outputs_of, scores_of
 from sagellm_backend.cpu.compiled.storage import arrive, int32, next_chunk, set_word, word
 from sagellm_backend.cpu.compiled.vectors import jit
 
 
 @jit
-def list_keys(words: int, place: int, sequence: int, first: int, count: int) -> None:
-    """Addresses of the rows of keys and values from ``first``, for kv head 0; the last is repeated."""
+def list_keys(words: int, place: int, sequence: int, first: int, count: int, quarter: int) -> None:
+    """Addresses of the rows of keys and values from ``first``, for kv head 0; the last is repeated.
+
+    With a quarter of their number, keys that are so far apart follow one another, which lie in
+    several pages at once: a processor fetches ahead within each.
+    """
     size = word(words, w.BLOCK_SIZE)
     table = word(words, w.BLOCKS) + 4 * sequence * word(words, w.BLOCK_ROW)
     column = first // size
@@ -44,27 +48,27 @@ def list_keys(words: int, place: int, sequence: int, first: int, count: int) -> 
             slot += 1
             if slot == size:
                 slot, column = 0, column + 1
-        set_word(place, number, key)
-        set_word(place, KEYS + number, value)
+        at = number
+        if quarter:
+            part = number // quarter
+            at = 4 * (number - part * quarter) + part
+        set_word(place, at, key)
+        set_word(place, KEYS + at, value)
 
 
 @jit
-def list_rows(keys: int, place: int, stride: int, slot: int, head: int, heads: int) -> None:
-    """Addresses of the rows of all heads of a list of keys, in the order in which they lie."""
-    if stride < slot:
-        for number in range(KEYS):
-            key = word(keys, number) + head * stride
-            for other in range(heads):
-                set_word(place, number * heads + other, key + other * stride)
-    else:
-        for other in range(heads):
-            for number in range(KEYS):
-                row = word(keys, number) + (head + other) * stride
-                set_word(place, other * KEYS + number, row)
+def visible(bounds: int, rows: int, first: int, count: int) -> int:
+    """A quarter of the keys if all rows see all of them, so that their order does not matter."""
+    if count < KEYS:
+        return 0
+    for row in range(rows):
+        if word(bounds, 2 * row) > first or word(bounds, 2 * row + 1) < first + count:
+            return 0
+    return KEYS // 4
 
 
 def step_of(dtype: str) -> Callable[..., Any]:
-    """A step over at most KEYS keys of one kv head, for at most TILE rows; how many it was for."""
+    """A step over at most KEYS keys, for at most TILE rows of all heads; how many rows it was for."""
     scores1, scores2, scores4, scores8 = (scores_of(dtype, rows) for rows in (1, 2, 4, 8))
     outputs1, outputs2, outputs4, outputs8 = (outputs_of(dtype, rows) for rows in (1, 2, 4, 8))
 
@@ -72,43 +76,48 @@ def step_of(dtype: str) -> Callable[..., Any]:
     def step(
         words: int,
         scratch: int,
-        state: int,
+        states: int,
         row: int,
         rows: int,
         head: int,
+        heads: int,
         keys: int,
         ahead: int,
         first: int,
         count: int,
     ) -> int:
         dim, stride = word(words, w.DIM), state_bytes(words)
-        scores = scratch + w.LISTS
-        factors, bounds = scores + TILE * SCORES, scratch + w.HEADER + 16 * row
-        query, offset = state + ((stride + OUTPUT) >> 1), head * word(words, w.K_HEAD)
+        each, scores = word(words, w.ROWS) * stride, scratch + w.LISTS
+        bounds, state = scratch + w.HEADER + 16 * row, states + row * stride
+        query, apart = state + ((stride + OUTPUT) >> 1), word(words, w.K_HEAD)
+        at = head * apart
         if rows > 4:
-            scores8(query, stride, keys, ahead, offset, dim, count, scores)
+            scores8(query, stride, each, keys, ahead, at, apart, heads, dim, count, scores)
         elif rows > 2:
-            scores4(query, stride, keys, ahead, offset, dim, count, scores)
+            scores4(query, stride, each, keys, ahead, at, apart, heads, dim, count, scores)
         elif rows > 1:
-            scores2(query, stride, keys, ahead, offset, dim, count, scores)
+            scores2(query, stride, each, keys, ahead, at, apart, heads, dim, count, scores)
         else:
-            scores1(query, stride, keys, ahead, offset, dim, count, scores)
-        for number in range(min(rows, TILE)):
-            low, high = word(bounds, 2 * number) - first, word(bounds, 2 * number + 1) - first
-            at = scores + number * SCORES
-            put(factors, number, weigh(words, state + number * stride, at, low, high, count))
-        offset = head * word(words, w.V_HEAD)
-        o, keys, ahead = state + OUTPUT, keys + 8 * KEYS, ahead + 8 * KEYS * w.SPAN_HEADS
+            scores1(query, stride, each, keys, ahead, at, apart, heads, dim, count, scores)
+        for other in range(heads):
+            mine = scores + other * w.HEAD_SCORES
+            for number in range(min(rows, TILE)):
+                low, high = word(bounds, 2 * number) - first, word(bounds, 2 * number + 1) - first
+                place = state + other * each + number * stride
+                factor = weigh(words, place, mine + number * w.SCORES, low, high, count)
+                put(mine + w.SCORES * TILE, number, factor)
+        apart = word(words, w.V_HEAD)
+        o, keys, ahead, at = state + OUTPUT, keys + 8 * KEYS, ahead + 8 * KEYS, head * apart
         if rows > 4:
-            outputs8(o, stride, factors, scores, keys, ahead, offset, dim, count)
+            outputs8(o, stride, each, scores, keys, ahead, at, apart, heads, dim, count)
             return 8
         if rows > 2:
-            outputs4(o, stride, factors, scores, keys, ahead, offset, dim, count)
+            outputs4(o, stride, each, scores, keys, ahead, at, apart, heads, dim, count)
             return 4
         if rows > 1:
-            outputs2(o, stride, factors, scores, keys, ahead, offset, dim, count)
+            outputs2(o, stride, each, scores, keys, ahead, at, apart, heads, dim, count)
             return 2
-        outputs1(o, stride, factors, scores, keys, ahead, offset, dim, count)
+        outputs1(o, stride, each, scores, keys, ahead, at, apart, heads, dim, count)
         return 1
 
     return step
@@ -128,37 +137,39 @@ def build(dtype: str) -> Callable[..., Any]:
         head: int,
         heads: int,
         rows: int,
-        size: int,
     ) -> None:
         first, end, sequence = (
             int32(task, w.FIRST_KEY),
             int32(task, w.END_KEY),
             int32(task, w.SEQUENCE),
         )
-        keys, following = scratch, scratch + 16 * KEYS
-        ahead = scratch + 32 * KEYS
-        values = ahead + 8 * KEYS * w.SPAN_HEADS
-        list_keys(words, keys, sequence, first, min(KEYS, end - first))
+        keys, following, bounds = scratch, scratch + 16 * KEYS, scratch + w.HEADER
+        count = min(KEYS, end - first)
+        list_keys(words, keys, sequence, first, count, visible(bounds, rows, first, count))
         while first < end:
-            count = min(KEYS, end - first)
-            left = end - first - count
             # At the end nothing is to be asked for but what has been read.
-            list_keys(words, following, sequence, first + (count if left else 0), left or count)
-            stride, slot = word(words, w.K_HEAD), word(words, w.K_SLOT)
-            list_rows(following, ahead, stride, slot, head, heads)
-            stride, slot = word(words, w.V_HEAD), word(words, w.V_SLOT)
-            list_rows(following + 8 * KEYS, values, stride, slot, head, heads)
-            state = states
-            for number in range(heads):
-                row, mine = 0, ahead + 8 * KEYS * number
-                while row < rows:
-                    at, more = state + row * size, rows - row
-                    row += step(
-                        words, scratch, at, row, more, head + number, keys, mine, first, count
-                    )
-                state += word(words, w.ROWS) * size
+            after, left = first, count
+            if first + count < end:
+                after, left = first + count, min(KEYS, end - first - count)
+            quarter = visible(bounds, rows, after, left)
+            list_keys(words, following, sequence, after, left, quarter)
+            row = 0
+            while row < rows:
+                row += step(
+                    words,
+                    scratch,
+                    states,
+                    row,
+                    rows - row,
+                    head,
+                    heads,
+                    keys,
+                    following,
+                    first,
+                    count,
+                )
             keys, following = following, keys
-            first += count
+            first, count = first + count, left
 
     @jit
     def do(words: int, task: int, scratch: int, group: int) -> None:
@@ -171,7 +182,7 @@ def build(dtype: str) -> Callable[..., Any]:
         bound(words, task, scratch, share)
         for number in range(heads):
             begin(words, task, states + number * each, head + number, rows, share)
-        read(words, task, scratch, states, head, heads, rows, size)
+        read(words, task, scratch, states, head, heads, rows)
         splits, slot = int32(task, w.SPLITS), int32(task, w.SLOT)
         if splits > 1:
             for number in range(heads):

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from sagellm_backend.cpu.compiled.paged_words import KEYS, LINE
+from sagellm_backend.cpu.compiled.paged_words import HEAD_SCORES, LINE, SCORES
 from sagellm_backend.cpu.compiled.storage import STORAGES
 from sagellm_backend.cpu.compiled.vector_code import (
     BYTES,
@@ -37,119 +37,149 @@ from sagellm_backend.cpu.compiled.vector_code import (
 )
 from sagellm_backend.cpu.compiled.vectors import operation
 
-SCORES = 4 * KEYS
-"""Bytes of a row of scores."""
+GROUP = 16
+"""Keys for which outputs stay in registers."""
 
 _I64, _FLOAT = ir.IntType(64), ir.FloatType()
 _ADDRESS = types.int64
 
 
 def scores_of(dtype: str, rows: int) -> Callable[..., Any]:
-    """``scores(q, stride, keys, ahead, offset, dim, count, scores)`` of a power of two of rows.
+    """``scores(q, stride, state, keys, ahead, head, apart, heads, dim, count, scores)``.
 
-    ``keys`` lists the addresses of ``count`` keys, to which ``offset`` is added, and ``ahead`` those
-    of rows to ask for; both lists go on to a multiple of LANES, and so do the scores.
+    Of a power of two of rows, ``stride`` bytes apart, for each of ``heads`` heads, ``state`` bytes
+    apart. ``keys`` lists the addresses of ``count`` keys, and ``ahead`` those of keys to ask for, of
+    which those of the first head lie ``head`` bytes behind, and of the others ``apart`` bytes on;
+    both lists go on to a multiple of LANES, and so do the scores.
     """
     width, nbytes = LANES // rows, STORAGES[dtype].nbytes
 
-    @operation(types.void, *[_ADDRESS] * 8)
+    @operation(types.void, *[_ADDRESS] * 11)
     def scores(
         builder: Any,
         q: Any,
         stride: Any,
+        state: Any,
         keys: Any,
         ahead: Any,
-        offset: Any,
+        head: Any,
+        apart: Any,
+        heads: Any,
         dim: Any,
         count: Any,
         scores: Any,
     ) -> None:
         totals = [_room(builder) for _ in range(LANES)]
 
-        def add(at: Any, parts: int, mask: Any) -> None:
-            places = _listed(
-                builder, keys, first, builder.add(offset, _times(builder, at, nbytes)), width
-            )
-            step = builder.add(q, _times(builder, at, 4))
-            queries = [
-                [read(builder, builder.add(row, _I64(part * BYTES))) for part in range(parts)]
-                for row in _rows(builder, step, stride, rows)
-            ]
-            for number, place in enumerate(places):
-                key = read_parts(builder, dtype, place, parts, mask)
-                for row, query in enumerate(queries):
-                    for x, y in zip(query, key, strict=True):
-                        _more(builder, totals[row * width + number], x, y)
+        def tile(first: Any, number: Any) -> None:
+            offset = builder.add(head, builder.mul(apart, number))
+            query = builder.add(q, builder.mul(state, number))
 
-        with _steps(builder, count, width) as first:
-            for place in _listed(builder, ahead, first, _I64(0), width):
-                with _steps(builder, builder.mul(dim, _I64(nbytes)), LINE) as line:
-                    prefetch_line(builder, builder.add(place, line))
+            def add(at: Any, parts: int, mask: Any) -> None:
+                shift = builder.add(offset, _times(builder, at, nbytes))
+                soon = _listed(builder, ahead, first, shift, width)
+                places = _listed(builder, keys, first, shift, width)
+                queries = [
+                    [read(builder, builder.add(row, _I64(part * BYTES))) for part in range(parts)]
+                    for row in _rows(
+                        builder, builder.add(query, _times(builder, at, 4)), stride, rows
+                    )
+                ]
+                for index, (place, next_place) in enumerate(zip(places, soon, strict=True)):
+                    for line in range(0, parts * LANES * nbytes, LINE):
+                        prefetch_line(builder, builder.add(next_place, _I64(line)))
+                    key = read_parts(builder, dtype, place, parts, mask)
+                    for row, numbers in enumerate(queries):
+                        for x, y in zip(numbers, key, strict=True):
+                            _more(builder, totals[row * width + index], x, y)
+
             for each in totals:
                 builder.store(constant(0.0), each)
             _columns(builder, dim, 4 if rows < 4 else 2, add)
             found = sums(builder, [builder.load(each) for each in totals])
-            target = builder.add(scores, builder.mul(first, _I64(4)))
+            target = builder.add(scores, _times(builder, number, HEAD_SCORES))
+            target = builder.add(target, _times(builder, first, 4))
             for row in range(rows):
                 lanes = list(range(row * width, (row + 1) * width))
                 kind = ir.VectorType(ir.IntType(32), width)
                 part = builder.shuffle_vector(found, found, ir.Constant(kind, lanes))
                 write(builder, builder.add(target, _I64(row * SCORES)), part)
 
+        with _steps(builder, count, width) as first, _steps(builder, heads, 1) as number:
+            tile(first, number)
+
     result: Callable[..., Any] = scores
     return result
 
 
 def outputs_of(dtype: str, rows: int) -> Callable[..., Any]:
-    """``outputs(o, stride, factors, weights, values, ahead, offset, dim, count)``.
+    """``outputs(o, stride, state, weights, values, ahead, head, apart, heads, dim, count)``.
 
-    Scales each row of outputs by its factor, and adds the values by the weights of the row. The
-    lists are like those of the keys; nothing behind ``count`` is read.
+    Adds the values by the weights of the rows, behind which their factors stand: what is there is
+    multiplied by them first. Strides and lists are like those of the scores; nothing behind
+    ``count`` is read.
     """
     nbytes = STORAGES[dtype].nbytes
 
-    @operation(types.void, *[_ADDRESS] * 9)
+    @operation(types.void, *[_ADDRESS] * 11)
     def outputs(
         builder: Any,
         o: Any,
         stride: Any,
-        factors: Any,
+        state: Any,
         weights: Any,
         values: Any,
         ahead: Any,
-        offset: Any,
+        head: Any,
+        apart: Any,
+        heads: Any,
         dim: Any,
         count: Any,
     ) -> None:
-        factor = [_number(builder, builder.add(factors, _I64(4 * row))) for row in range(rows)]
-        scales = [spread(builder, each) for each in factor]
-
-        def add(at: Any, parts: int, mask: Any) -> None:
-            totals = [_room(builder) for _ in range(rows * parts)]
-            shift = builder.add(offset, _times(builder, at, nbytes))
-            places = [
-                builder.add(row, _I64(part * BYTES))
-                for row in _rows(builder, builder.add(o, _times(builder, at, 4)), stride, rows)
-                for part in range(parts)
+        def group(first: Any, last: Any, number: Any) -> None:
+            offset = builder.add(head, builder.mul(apart, number))
+            target = builder.add(o, builder.mul(state, number))
+            mine = builder.add(weights, _times(builder, number, HEAD_SCORES))
+            begins = builder.icmp_signed("==", first, _I64(0))
+            factors = builder.add(mine, _I64(HEAD_SCORES - LINE))
+            scales = [
+                spread(builder, builder.select(begins, _number(builder, place), _FLOAT(1.0)))
+                for place in _rows(builder, factors, _I64(4), rows)
             ]
-            for index, (place, each) in enumerate(zip(places, totals, strict=True)):
-                before = builder.fmul(read(builder, place), scales[index // parts])
-                builder.store(before, each)
-            with _steps(builder, count, 1) as key:
-                (soon,) = _listed(builder, ahead, key, _times(builder, at, nbytes), 1)
-                for line in range(0, parts * LANES * nbytes, LINE):
-                    prefetch_line(builder, builder.add(soon, _I64(line)))
-                (place,) = _listed(builder, values, key, shift, 1)
-                value = read_parts(builder, dtype, place, parts, mask)
-                weight = builder.add(weights, _times(builder, key, 4))
-                for row in range(rows):
-                    mine = _number(builder, builder.add(weight, _I64(row * SCORES)))
-                    for part, each in enumerate(value):
-                        _more(builder, totals[row * parts + part], spread(builder, mine), each)
-            for place, each in zip(places, totals, strict=True):
-                write(builder, place, builder.load(each))
 
-        _columns(builder, dim, 4 if rows < 8 else 2, add)
+            def add(at: Any, parts: int, mask: Any) -> None:
+                totals = [_room(builder) for _ in range(rows * parts)]
+                shift = builder.add(offset, _times(builder, at, nbytes))
+                lines = _rows(builder, builder.add(target, _times(builder, at, 4)), stride, rows)
+                places = [
+                    builder.add(row, _I64(part * BYTES)) for row in lines for part in range(parts)
+                ]
+                for index, (place, each) in enumerate(zip(places, totals, strict=True)):
+                    before = builder.fmul(read(builder, place), scales[index // parts])
+                    builder.store(before, each)
+                with _steps(builder, last, 1, first) as key:
+                    (soon,) = _listed(builder, ahead, key, shift, 1)
+                    for line in range(0, parts * LANES * nbytes, LINE):
+                        prefetch_line(builder, builder.add(soon, _I64(line)))
+                    (place,) = _listed(builder, values, key, shift, 1)
+                    value = read_parts(builder, dtype, place, parts, mask)
+                    weight = builder.add(mine, _times(builder, key, 4))
+                    for row in range(rows):
+                        number = _number(builder, builder.add(weight, _I64(row * SCORES)))
+                        for part, each in enumerate(value):
+                            _more(
+                                builder, totals[row * parts + part], spread(builder, number), each
+                            )
+                for place, each in zip(places, totals, strict=True):
+                    write(builder, place, builder.load(each))
+
+            _columns(builder, dim, 4 if rows < 8 else 2, add)
+
+        with _steps(builder, count, GROUP) as first:
+            end = builder.add(first, _I64(GROUP))
+            last = builder.select(builder.icmp_signed("<", end, count), end, count)
+            with _steps(builder, heads, 1) as number:
+                group(first, last, number)
 
     result: Callable[..., Any] = outputs
     return result

@@ -42,10 +42,15 @@ SPAN_HEADS = 16
 """The most kv heads in a task."""
 
 LINE = 64
-LISTS = 2 * 8 * KEYS * (2 + SPAN_HEADS)
-HEADER = LISTS + 4 * KEYS * TILE + LINE
-"""Bytes of scratch before the rows: two lists of addresses of keys and values, one of the rows of
-all heads to ask for, scores, factors."""
+LISTS = 2 * 2 * 8 * KEYS
+SCORES = 4 * KEYS
+"""Bytes of a row of scores."""
+
+HEAD_SCORES = SCORES * TILE + LINE
+"""Bytes of the scores of a kv head, and of the factors of its rows behind them."""
+
+HEADER = LISTS + SPAN_HEADS * HEAD_SCORES
+"""Bytes of scratch before the rows: two lists of addresses of keys and values, and scores."""
 
 
 def padded(count: int, step: int) -> int:
