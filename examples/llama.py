@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
-from sagellm_backend import BackendProvider, DType, KVLayout, KVPool
+from sagellm_backend import BackendProvider, DType, Feature, Graph, KVLayout, KVPool
 from sagellm_backend.ops.rope import rope_cache
 from sagellm_backend.quantization import quantize_int8
 
@@ -67,13 +68,21 @@ class Llama:
     """The decoder: weights on the device, and one forward step over a batch of sequences.
 
     With ``int8`` the weights of all products are, the head's too; the embedding looks up rows of
-    ``dtype``.
+    ``dtype``. With ``graphs`` steps of single tokens are captured, where the backend can.
     """
 
     def __init__(
-        self, backend: BackendProvider, checkpoint: Path, dtype: DType, *, int8: bool = False
+        self,
+        backend: BackendProvider,
+        checkpoint: Path,
+        dtype: DType,
+        *,
+        int8: bool = False,
+        graphs: bool = True,
     ) -> None:
         self.backend = backend
+        self.graphs = graphs and backend.capability().supports_feature(Feature.GRAPH)
+        self._captured: dict[tuple[KVPool, int], tuple[int, Graph]] = {}
         self.config = json.loads((checkpoint / "config.json").read_text())
         self._refuse_unknown()
         self.heads: int = self.config["num_attention_heads"]
@@ -140,19 +149,51 @@ class Llama:
         return KVLayout(self.depth, self.kv_heads, self.head_dim, BLOCK_SIZE, self.dtype)
 
     def step(self, batch: list[Sequence], pool: KVPool) -> Any:
-        """Logits of the next token of each sequence, after computing its pending tokens."""
-        op, backend, product = self.op, self.backend, self.product
+        """Logits of the next token of each sequence, after computing its pending tokens.
+
+        Of single tokens they are good until the next step.
+        """
+        inputs = self._inputs(batch)
+        if not self.graphs or inputs["metadata"].mode != "paged_decode":
+            return self._compute(pool, **inputs)
+        graph = self._graph(pool, inputs)
+        graph.update(inputs)
+        return graph.replay()
+
+    def _inputs(self, batch: list[Sequence]) -> dict[str, Any]:
+        """What a step depends on: ids, positions, slots and last tokens of its sequences."""
+        backend = self.backend
         metadata = backend.attention_metadata(
             [len(sequence.pending) for sequence in batch],
             [len(sequence.tokens) for sequence in batch],
             [sequence.blocks.tolist() for sequence in batch],
             BLOCK_SIZE,
         )
-        ids = backend.from_numpy(np.concatenate([sequence.pending for sequence in batch]))
-        positions = backend.from_numpy(metadata.positions())
-        slots = backend.from_numpy(metadata.slots())
-        eps, scale = self.config["rms_norm_eps"], self.head_dim**-0.5
+        arrays = {
+            "ids": np.concatenate([sequence.pending for sequence in batch]),
+            "positions": metadata.positions(),
+            "slots": metadata.slots(),
+            "last": metadata.cu_query[1:] - 1,
+        }
+        placed = {name: backend.from_numpy(array) for name, array in arrays.items()}
+        return {"metadata": metadata, **placed}
 
+    def _graph(self, pool: KVPool, inputs: dict[str, Any]) -> Graph:
+        """The graph of a batch of this size, whose captured table is wide enough."""
+        batch, width = inputs["metadata"].block_table.shape
+        found = self._captured.get((pool, batch))
+        if found is None or found[0] < width:
+            if found is not None:
+                found[1].close()
+            graph = self.backend.capture(partial(self._compute, pool), inputs)
+            found = self._captured[pool, batch] = width, graph
+        return found[1]
+
+    def _compute(
+        self, pool: KVPool, ids: Any, positions: Any, slots: Any, last: Any, metadata: Any
+    ) -> Any:
+        op, product = self.op, self.product
+        eps, scale = self.config["rms_norm_eps"], self.head_dim**-0.5
         residual = op["embedding"](ids, self.embed)
         x = op["rms_norm"](residual, self.layers[0].input_norm, eps)
         norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
@@ -167,7 +208,6 @@ class Llama:
             x = op["silu_and_mul"](product(x, *layer.gate_up))
             x = product(x, *layer.down)
             x, residual = op["add_rms_norm"](x, residual, next_norm, eps)
-        last = backend.from_numpy(metadata.cu_query[1:] - 1)
         return product(op["embedding"](last, x), *self.head)
 
     def _heads(self, qkv: Any) -> tuple[Any, Any, Any]:

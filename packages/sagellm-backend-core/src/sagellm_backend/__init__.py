@@ -34,6 +34,7 @@ _HOMES = {
     "sagellm_backend.discovery": ("DiscoveryReport", "discover"),
     "sagellm_backend.dtypes": ("DType",),
     "sagellm_backend.errors": ("BackendError", "CapabilityError", "ErrorCode"),
+    "sagellm_backend.graphs": ("Graph",),
     "sagellm_backend.kv": ("BlockAllocator", "KVBlock", "KVLayout", "KVPool", "Transfer"),
     "sagellm_backend.memory": ("MemoryStats",),
     "sagellm_backend.registry": (

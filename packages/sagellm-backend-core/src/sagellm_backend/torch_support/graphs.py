@@ -13,10 +13,9 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sagellm_backend.attention import AttentionMetadata
-from sagellm_backend.checks import check_type, shown
-from sagellm_backend.errors import BackendError, InvalidArgumentError, UnavailableError
+from sagellm_backend.errors import BackendError, UnavailableError
 from sagellm_backend.graphs import Graph
-from sagellm_backend.torch_support import step
+from sagellm_backend.torch_support import graph_inputs, step
 from sagellm_backend.torch_support.errors import check
 from sagellm_backend.torch_support.graph_pool import GraphPool
 from sagellm_backend.torch_support.streams import settle
@@ -59,7 +58,10 @@ class TorchGraph(Graph):
         self._provider, self._module, self._pool = provider, provider.module, pool
         self._device = torch.device(provider.device)
         self._inputs = dict(inputs)
-        self._check_inputs()
+        graph_inputs.check(self._inputs, self._device)
+        for value in self._inputs.values():
+            if isinstance(value, AttentionMetadata):
+                step.prepare(value, self._device)
         with pool.held():
             self._native, self._outputs = self._capture(function)
             try:
@@ -80,9 +82,10 @@ class TorchGraph(Graph):
 
     def update(self, inputs: Mapping[str, Any]) -> None:
         self._require_open()
-        check_type("inputs", inputs, Mapping)
-        for name, value in inputs.items():
-            self._check_update(name, value)
+        graph_inputs.check_update(self._inputs, inputs)
+        for value in inputs.values():
+            if isinstance(value, AttentionMetadata):
+                step.prepare(value, self._device)
         with check("update of a graph", str(self._device)):
             for name, value in inputs.items():
                 captured = self._inputs[name]
@@ -153,47 +156,6 @@ class TorchGraph(Graph):
                 kept[_address(into)] = into.untyped_storage().nbytes()
         self._outside = sum(kept.values())
         return tree_unflatten(leaves, structure)
-
-    def _check_inputs(self) -> None:
-        for name, value in self._inputs.items():
-            if isinstance(value, torch.Tensor) and value.device != self._device:
-                raise InvalidArgumentError(
-                    f"{name} is on {value.device}; static inputs lie on {self._device}."
-                )
-            if isinstance(value, AttentionMetadata):
-                step.prepare(value, self._device)
-
-    def _check_update(self, name: str, value: Any) -> None:
-        if name not in self._inputs:
-            known = ", ".join(self._inputs) or "none"
-            raise InvalidArgumentError(f"{shown(name)} is no input of this graph; it has {known}.")
-        captured = self._inputs[name]
-        if isinstance(captured, torch.Tensor):
-            self._check_array(name, captured, value)
-        elif isinstance(captured, AttentionMetadata):
-            problem = step.misfit(captured, check_type(name, value, AttentionMetadata))
-            if problem:
-                raise InvalidArgumentError(f"{name} does not fit this graph: {problem}.")
-            step.prepare(value, self._device)
-        elif type(value) is not type(captured) or value != captured:
-            raise InvalidArgumentError(
-                f"{name} is {shown(captured)} in this graph, for good, and not {shown(value)}.",
-                hint="Pass it as an array, or capture another graph.",
-            )
-
-    def _check_array(self, name: str, captured: torch.Tensor, value: Any) -> None:
-        if not isinstance(value, torch.Tensor):
-            raise InvalidArgumentError(f"{name} must be an array, not {shown(value)}.")
-        pairs = (
-            ("shape", tuple(captured.shape), tuple(value.shape)),
-            ("dtype", captured.dtype, value.dtype),
-            ("device", captured.device, value.device),
-        )
-        for word, wanted, given in pairs:
-            if wanted != given:
-                raise InvalidArgumentError(
-                    f"{name} has {word} {given}, and was captured with {wanted}."
-                )
 
     def _require_open(self) -> None:
         if not self._release.alive:

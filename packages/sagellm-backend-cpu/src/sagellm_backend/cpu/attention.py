@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.cpu import capturing
+from sagellm_backend.cpu.capturing import Change
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.operands import addressable, kernels_of
@@ -73,16 +75,23 @@ def attention(
         "sinks": sinks,
     }
     if metadata.block_table is None or not _fits(q, k, v):
-        return plain.attention(q, k, v, metadata, **options)
+        return _plain(q, k, v, metadata, **options)
     plain.check(q, k, v, metadata, **options)
     function = KERNELS[q.dtype].function()
-    if function is None:
-        return plain.attention(q, k, v, metadata, **options)
-    if _mean_queries(metadata) > MOST_QUERIES[q.dtype]:
-        return plain.attention(q, k, v, metadata, **options)
+    if function is None or _mean_queries(metadata) > MOST_QUERIES[q.dtype]:
+        return _plain(q, k, v, metadata, **options)
     share = q.shape[1] // k.shape[2]
-    plan = _plan(metadata, max(1, _MOST_ROWS // share), causal, window)
-    return _run(function, q, k, v, plan, scale, causal, window, softcap, sinks)
+    cut = max(1, _MOST_ROWS // share), causal, window
+    plan = _plan(metadata, *cut)
+    out, sizes, memory = _run(function, q, k, v, plan, scale, causal, window, softcap, sinks)
+    if capturing.recording is not None:
+        _recorded(metadata, cut, sizes, (plan, memory))
+    return out
+
+
+def _plain(*args: Any, **options: Any) -> Tensor:
+    result: Tensor = capturing.call(plain.attention, *args, **options)
+    return result
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -174,7 +183,8 @@ def _run(
     window: int | None,
     softcap: float | None,
     sinks: Tensor | None,
-) -> Tensor:
+) -> tuple[Tensor, tuple[int, int], Any]:
+    """The result; head groups, and bytes of a split's partial results; memory of these results."""
     _, heads, dim = q.shape
     _, block, kv_heads, _ = k.shape
     sinks = None if sinks is None else sinks.contiguous()
@@ -184,13 +194,9 @@ def _run(
     groups = -(-kv_heads // span)
     tasks, slots = plan.size * groups, plan.slots
     each = w.scratch_bytes(rows, span, dim)
-    scratch = torch.empty(min(torch.get_num_threads(), tasks) * each, dtype=torch.uint8)
-    partial_bytes = partial = arrived = 0
-    if slots:
-        partial_bytes = 4 * kv_heads * rows * (dim + 2)
-        found = torch.empty(slots * partial_bytes, dtype=torch.uint8)
-        done = torch.zeros(slots * groups, dtype=torch.int32)
-        partial, arrived = found.data_ptr(), done.data_ptr()
+    scratch = torch.empty(torch.get_num_threads() * each, dtype=torch.uint8)
+    partial_bytes = 4 * kv_heads * rows * (dim + 2)
+    room, arrived, memory = _splits(slots, partial_bytes, groups) if slots else (0, 0, None)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     q_token, q_head, _ = q.stride()
     k_block, k_slot, k_head, _ = k.stride()
@@ -203,8 +209,38 @@ def _run(
         v.data_ptr(), v_block * nbytes, v_slot * nbytes, v_head * nbytes,
         plan.addresses[1], plan.table.shape[1], block, causal, window or 0,
         *_factors(scale, softcap), 0 if sinks is None else sinks.data_ptr(),
-        scratch.data_ptr(), each, partial, partial_bytes, arrived,
+        scratch.data_ptr(), each, room, partial_bytes, arrived,
     ))
     # fmt: on
     team.run(function, words, tasks)
-    return out
+    return out, (groups, partial_bytes), memory
+
+
+def _splits(slots: int, partial_bytes: int, groups: int) -> tuple[int, int, Any]:
+    """Addresses of memory for partial results and for counters of 0, and that memory."""
+    memory = np.empty(slots * partial_bytes, np.uint8), np.zeros(slots * groups, np.int32)
+    return memory[0].ctypes.data, memory[1].ctypes.data, memory
+
+
+def _recorded(metadata: AttentionMetadata, cut: Any, sizes: tuple[int, int], memory: Any) -> None:
+    """Tell the capture what other lengths and blocks change in the launch that was just recorded."""
+    found = capturing.mine()
+    if found is not None:
+        found.follow(metadata, (cut, sizes), partial(_change, cut, sizes), memory)
+
+
+def _change(cut: Any, sizes: tuple[int, int], metadata: AttentionMetadata) -> Change:
+    plan, (groups, partial_bytes) = _plan(metadata, *cut), sizes
+    tasks = plan.size * groups
+    room, arrived, memory = 0, 0, None
+    if plan.slots:
+        room, arrived, memory = _splits(plan.slots, partial_bytes, groups)
+    words = {
+        w.TASKS: tasks,
+        w.TASK_TABLE: plan.addresses[0],
+        w.BLOCKS: plan.addresses[1],
+        w.BLOCK_ROW: plan.table.shape[1],
+        w.PARTIAL: room,
+        w.ARRIVED: arrived,
+    }
+    return Change(words, tasks, (plan, memory))

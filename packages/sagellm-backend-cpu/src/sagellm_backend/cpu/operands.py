@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from sagellm_backend.cpu import capturing
 from sagellm_backend.cpu.compiled.kernel import Kernel
 
 _PLAIN = (Tensor, Parameter)
@@ -18,6 +19,8 @@ def on_host(*tensors: Tensor) -> bool:
     Subclasses of tensors may mean anything by their elements, and are left to torch. Layouts without
     strides, and tensors of torch.func, show in a :class:`RuntimeError` of ``data_ptr()``.
     """
+    if capturing.recording is not None:
+        capturing.touch(tensors)
     recorded = _grad_enabled()
     for tensor in tensors:
         if type(tensor) not in _PLAIN or not tensor.is_cpu or (recorded and tensor.requires_grad):

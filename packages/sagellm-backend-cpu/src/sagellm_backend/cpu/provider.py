@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -17,11 +17,13 @@ from sagellm_backend.capability import (
 from sagellm_backend.collectives import COLLECTIVES
 from sagellm_backend.config import ProviderConfig
 from sagellm_backend.cpu import kernels, linear, machine, memory
+from sagellm_backend.cpu.graphs import CPUGraph
 from sagellm_backend.cpu.kv import CPUKVCopyPlan
 from sagellm_backend.cpu.linear import PackedLinear
 from sagellm_backend.cpu.streams import CPUEvent, CPUStream
 from sagellm_backend.devices import DeviceInfo
 from sagellm_backend.dtypes import DType
+from sagellm_backend.graphs import Graph
 from sagellm_backend.hooks import Place
 from sagellm_backend.kv import KVPool
 from sagellm_backend.kv.layout import ORDERS, PACKINGS
@@ -41,6 +43,7 @@ _FEATURES = frozenset(
         Feature.KV_HOST_POOL,
         Feature.COLLECTIVE,
         Feature.DLPACK,
+        Feature.GRAPH,
     }
 )
 _MAX_ALIGNMENT = 1 << 21
@@ -95,7 +98,7 @@ class CPUBackendProvider(TorchProvider):
             has_stream=True,
             has_event=True,
             has_collective=True,
-            has_graph_exec=False,
+            has_graph_exec=True,
             supported_collectives=list(COLLECTIVES),
             has_kv_block_copy=True,
             has_kv_block_migrate=False,
@@ -137,6 +140,9 @@ class CPUBackendProvider(TorchProvider):
     def _clear_cache(self) -> None:
         if self._packed is not None:
             self._packed.clear(for_good=self.closed)
+
+    def _capture(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> Graph:
+        return CPUGraph(self._ledgers.of(self.device), function, inputs)
 
     def _create_stream(self, priority: int) -> CPUStream:
         return CPUStream(self, priority)

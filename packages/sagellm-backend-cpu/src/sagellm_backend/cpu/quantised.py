@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sagellm_backend.cpu import matrices
+from sagellm_backend.cpu import capturing, matrices
 from sagellm_backend.cpu.compiled import matrix_words as w
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
@@ -138,7 +138,7 @@ def _over_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) ->
     except RuntimeError:
         return None  # without memory of its own: sparse, or of torch.func
     plan = _plan(size // inputs, outputs, inputs, _threads())
-    address = _scratch.of(plan.scratch)
+    address = _address_of(plan.scratch)
     # In a third of the time that _Words(...) takes.
     words = _MatrixWords.from_buffer_copy(
         _packed_matrix(0, 0, *tensors, *others, *plan.words, address, plan.each)
@@ -194,6 +194,13 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+
+
+def _address_of(nbytes: int) -> int:
+    """The address of so many bytes, for one launch; in a capture they are the graph's."""
+    if capturing.mine() is None:
+        return _scratch.of(nbytes)
+    return torch.empty(nbytes + w.LINE, dtype=torch.uint8).data_ptr() + w.LINE - 1 & -w.LINE
 
 
 def _run(

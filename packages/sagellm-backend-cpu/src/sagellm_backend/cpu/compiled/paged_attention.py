@@ -24,7 +24,14 @@ from sagellm_backend.cpu.compiled.paged_rows import (
     weigh,
 )
 from sagellm_backend.cpu.compiled.paged_tiles import outputs_of, scores_of
-from sagellm_backend.cpu.compiled.storage import arrive, int32, next_chunk, set_word, word
+from sagellm_backend.cpu.compiled.storage import (
+    arrive,
+    int32,
+    next_chunk,
+    set_int32,
+    set_word,
+    word,
+)
 from sagellm_backend.cpu.compiled.vectors import jit
 
 
@@ -191,6 +198,7 @@ def build(dtype: str) -> Callable[..., Any]:
             counter = word(words, w.ARRIVED) + 4 * (slot * word(words, w.HEAD_GROUPS) + group)
             if arrive(counter) < splits - 1:
                 return
+            set_int32(counter, 0)  # for the next time, if these words are used again
             for number in range(heads):
                 merge(words, slot, splits, states + number * each, head + number, rows)
         for number in range(heads):

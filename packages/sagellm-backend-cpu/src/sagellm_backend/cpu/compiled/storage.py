@@ -160,6 +160,17 @@ def int32(context: Any, address: Any, index: Any) -> Any:
 
 
 @intrinsic
+def set_int32(context: Any, address: Any, value: Any) -> Any:
+    """Put an int32 at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], _I32.as_pointer())
+        builder.store(builder.trunc(args[1], _I32), pointer, align=4)
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
 def arrive(context: Any, counter: Any) -> Any:
     """Count an int32 up, and see all that was written before others counted it up: its old value."""
 

@@ -15,20 +15,27 @@ from typing import Any
 
 import torch
 
+from sagellm_backend.cpu import capturing
+
 _get_num_threads = torch.get_num_threads
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
 
-@cache
-def _parallel() -> Callable[..., Any] | None:
-    """``GOMP_parallel(function, argument, threads, flags)`` of the OpenMP that torch has loaded."""
+def entry(name: str) -> Any:
+    """A function of the OpenMP that torch has loaded; ``None`` if it has none of this name."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         # Looking a name up in a library looks in those that it was linked to as well.
-        entry = ctypes.CDLL(str(library)).GOMP_parallel
+        return getattr(ctypes.CDLL(str(library)), name)
     except (OSError, AttributeError):
         return None
-    return _SIGNATURE(ctypes.cast(entry, ctypes.c_void_p).value or 0)
+
+
+@cache
+def _parallel() -> Callable[..., Any] | None:
+    """``GOMP_parallel(function, argument, threads, flags)``."""
+    found = entry("GOMP_parallel")
+    return None if found is None else _SIGNATURE(ctypes.cast(found, ctypes.c_void_p).value or 0)
 
 
 def run(function: Any, words: Any, chunks: int) -> None:
@@ -37,6 +44,8 @@ def run(function: Any, words: Any, chunks: int) -> None:
     Each call takes chunks from the counter in word 0 until none are left, so any number of threads
     does the whole work. Returns when it is done; lets go of the GIL in the meantime.
     """
+    if capturing.recording is not None:
+        capturing.launch(function, words, chunks)
     if chunks > 1:
         threads = min(_get_num_threads(), chunks)
         parallel = _parallel() if threads > 1 else None
