@@ -8,13 +8,16 @@ import sys
 from functools import cache
 from pathlib import Path
 
-_NEEDED = {"amx_tile", "amx_int8", "avx512f", "avx512bw", "avx512vbmi"}
+INT8 = frozenset({"amx_tile", "amx_int8", "avx512f", "avx512bw", "avx512vbmi"})
+BF16 = frozenset({"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512_bf16"})
+"""What the kernels for a dtype need of the processor."""
+
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 
 @cache
-def available() -> bool:
-    """Whether the processor has one for int8, and Linux lets this process use it, which is asked once.
+def available(needed: frozenset[str]) -> bool:
+    """Whether the processor has what is needed, and Linux lets this process use it, which is asked once.
 
     Linux gives leave to a process with all of its threads, and to those that it starts; it refuses
     it where a signal stack of a thread is too small for what the unit holds.
@@ -27,7 +30,7 @@ def available() -> bool:
     except OSError:
         return False
     flags = next((line for line in lines if line.startswith("flags")), "")
-    if not set(flags.split()) >= _NEEDED:
+    if not set(flags.split()) >= needed:
         return False
     ask = ctypes.CDLL(None, use_errno=True).syscall
     return bool(ask(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0)

@@ -175,7 +175,7 @@ def _plan(rows: int, outputs: int, inputs: int, threads: int) -> _Plan:
 @cache
 def _matrix_kernel() -> Any:
     """The function of the kernel by the matrix unit, or ``None``."""
-    return _KERNELS["matrix"].function() if matrices.available() else None
+    return _KERNELS["matrix"].function() if matrices.available(matrices.INT8) else None
 
 
 class _Scratch(threading.local):

@@ -48,6 +48,11 @@ def multiply_int8(builder: Any, total: int, a: int, b: int) -> None:
     _call(builder, "tdpbssd", _I8(total), _I8(a), _I8(b))
 
 
+def multiply_bf16(builder: Any, total: int, a: int, b: int) -> None:
+    """Add the products of bf16: ``total[m, n] += a[m, 2 * k + i] * b[k, 2 * n + i]`` in fp32."""
+    _call(builder, "tdpbf16ps", _I8(total), _I8(a), _I8(b))
+
+
 @operation(types.void, types.int64)
 def begin_matrices(builder: Any, place: Any) -> None:
     """Keep the shapes that the matrices have at a place of STATE bytes, and make them all whole."""

@@ -46,17 +46,17 @@ def x_bytes(dtype: str) -> int:
     return 2 if dtype == "bf16" else 4
 
 
-class _BFloat(ir.Type):  # type: ignore[misc]
+class BFloat(ir.Type):  # type: ignore[misc]
     """LLVM's bf16, which llvmlite has no name for."""
 
     def _to_string(self) -> str:
         return "bfloat"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
+        return isinstance(other, BFloat)
 
     def __hash__(self) -> int:
-        return hash(_BFloat)
+        return hash(BFloat)
 
 
 class _Tile:
@@ -142,7 +142,7 @@ class _Tile:
         builder = self.builder
         if not self.pairs:
             return multiply_add(builder, a, b, total)
-        kind = ir.VectorType(_BFloat(), self.count)
+        kind = ir.VectorType(BFloat(), self.count)
         function = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(FLOATS, [FLOATS, kind, kind]),
@@ -214,7 +214,7 @@ def build(dtype: str) -> Callable[..., Any]:
     inputs, outputs, outputs in a chunk. All is contiguous and of ``dtype``, but x of fp16 is fp32;
     sums are in fp32.
     """
-    eight, four = _tile(dtype, 8, 2), _tile(dtype, 4, 4)
+    eight, four = _tile(dtype, 8, 3), _tile(dtype, 4, 4)
     two, one, single = _tile(dtype, 2, 8), _tile(dtype, 1, 8), _tile(dtype, 1, 1)
     nbytes = BITS[dtype].width // 8
     wide = x_bytes(dtype)
@@ -224,7 +224,7 @@ def build(dtype: str) -> Callable[..., Any]:
         x: int, w: int, bias: int, y: int, inputs: int, outputs: int, rows: int, count: int
     ) -> int:
         """As many rows as a tile has, by ``count`` outputs; how many outputs that was for."""
-        width = 2 if rows >= 8 else 4 if rows >= 4 else 8
+        width = 3 if rows >= 8 else 4 if rows >= 4 else 8
         apart = count // width
         for number in range(apart):
             b = bias + number * nbytes if bias else 0

@@ -122,6 +122,22 @@ def multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=("contract",)), total, flags=("contract",))
 
 
+def transposed(builder: Any, vectors: list[Any]) -> list[Any]:
+    """Of as many vectors as lanes: the first lanes of all as a vector, the second ones ..."""
+    count, found, span = len(vectors), list(vectors), 1
+    kind = ir.VectorType(_I32, count)
+    while span < count:
+        kept = [lane if not lane & span else lane - span + count for lane in range(count)]
+        moved = [lane + span if not lane & span else lane + count for lane in range(count)]
+        for low in (number for number in range(count) if not number & span):
+            a, b = found[low], found[low + span]
+            found[low], found[low + span] = (
+                builder.shuffle_vector(a, b, ir.Constant(kind, lanes)) for lanes in (kept, moved)
+            )
+        span *= 2
+    return found
+
+
 def sums(builder: Any, vectors: list[Any], flags: tuple[str, ...] = ()) -> Any:
     """The vector whose lane ``i`` is the sum of the lanes of ``vectors[i]``, of as many as lanes.
 
