@@ -82,7 +82,8 @@ class Llama:
     ) -> None:
         self.backend = backend
         self.graphs = graphs and backend.capability().supports_feature(Feature.GRAPH)
-        self._captured: dict[tuple[KVPool, int], tuple[int, Graph]] = {}
+        self._pool: KVPool | None = None
+        self._captured: dict[int, tuple[int, Graph]] = {}
         self.config = json.loads((checkpoint / "config.json").read_text())
         self._refuse_unknown()
         self.heads: int = self.config["num_attention_heads"]
@@ -180,13 +181,17 @@ class Llama:
 
     def _graph(self, pool: KVPool, inputs: dict[str, Any]) -> Graph:
         """The graph of a batch of this size, whose captured table is wide enough."""
+        if pool is not self._pool:  # graphs read and write the pool that they were captured with
+            for _, graph in self._captured.values():
+                graph.close()
+            self._pool, self._captured = pool, {}
         batch, width = inputs["metadata"].block_table.shape
-        found = self._captured.get((pool, batch))
+        found = self._captured.get(batch)
         if found is None or found[0] < width:
             if found is not None:
                 found[1].close()
             graph = self.backend.capture(partial(self._compute, pool), inputs)
-            found = self._captured[pool, batch] = width, graph
+            found = self._captured[batch] = width, graph
         return found[1]
 
     def _compute(

@@ -138,10 +138,12 @@ class TestCapability:
         claimed = backend.capability()
         claimed.require(Requirements(dtypes=(DType.BF16,), operations=("attention", "linear")))
         with pytest.raises(
-            CapabilityError, match=r"no fp8 arrays.*no feature graph.*no operation x"
+            CapabilityError, match=r"no fp8 arrays.*no feature kv_peer_copy.*no operation x"
         ):
             claimed.require(
-                Requirements(dtypes=(DType.FP8,), features=(Feature.GRAPH,), operations=("x",))
+                Requirements(
+                    dtypes=(DType.FP8,), features=(Feature.KV_PEER_COPY,), operations=("x",)
+                )
             )
 
 

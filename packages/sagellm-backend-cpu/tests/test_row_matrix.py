@@ -114,6 +114,9 @@ class TestLeftToTorch:
     def test_other_numbers_of_rows_inputs_and_outputs(self):
         assert not self.left(*case(8))
         assert self.left(*case(few_rows.MATRIX_ROWS + 1))
+        long = few_rows.MATRIX_INPUTS + 32
+        assert not self.left(*case(few_rows.MATRIX_ROWS // 2, inputs=long))
+        assert self.left(*case(few_rows.MATRIX_ROWS // 2 + 1, inputs=long))
         assert self.left(*case(8, inputs=48))
         assert self.left(*case(8, outputs=15))
 

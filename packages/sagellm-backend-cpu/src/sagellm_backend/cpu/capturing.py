@@ -24,8 +24,12 @@ class Change(NamedTuple):
 
 
 class Follower(NamedTuple):
-    """A launch whose words depend on metadata: ``change`` is the same for all of one ``key``."""
+    """A launch of one of the steps of a recording, whose words depend on metadata.
 
+    ``change`` is the same for all of one ``key``.
+    """
+
+    step: int
     launch: int
     metadata: AttentionMetadata
     key: Any

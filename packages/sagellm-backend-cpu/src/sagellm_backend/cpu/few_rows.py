@@ -22,8 +22,9 @@ from sagellm_backend.cpu.operands import kernels_of, on_host
 ROWS = {torch.float32: 12, torch.float16: 16, torch.bfloat16: 4}
 """By dtype, the most rows with which the kernel by vectors is faster (benchmarks/linear.py)."""
 
-MATRIX_ROWS = 128
-"""The most rows of bf16 with which that by the matrix unit is."""
+MATRIX_ROWS, MATRIX_INPUTS = 128, 2048
+"""The most rows of bf16 with which that by the matrix unit is; half as many where there are more inputs,
+since those of 64 rows do not stay in a core's own cache then."""
 
 SMALL = 1 << 18
 """Elements of a weight of fp32 below which torch is as fast with one row or two."""
@@ -57,7 +58,8 @@ def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     outputs, inputs = weight.shape
     count, by_matrix = x.numel(), False
     if not 0 < count <= most * inputs:
-        by_matrix = dtype is _BF16 and 0 < count <= MATRIX_ROWS * inputs
+        most = MATRIX_ROWS if inputs <= MATRIX_INPUTS else MATRIX_ROWS // 2
+        by_matrix = dtype is _BF16 and 0 < count <= most * inputs
         if not by_matrix or inputs % w.PAIRED_INPUTS or outputs < w.SIDE:
             return None
     if shape[-1] != inputs:

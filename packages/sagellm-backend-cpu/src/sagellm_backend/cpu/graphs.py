@@ -78,13 +78,14 @@ class CPUGraph(Graph):
         self._require_open()
         if capturing.mine() is not None:
             raise UnavailableError("A graph cannot be replayed while another is captured.")
-        with check("replay of a graph", "cpu"):
-            for number, part in enumerate(self._parts):
-                if not part.run():
-                    raise InvalidArgumentError(
-                        f"Part {number} of the graph met a position or a slot outside of its table.",
-                        hint="Look at the inputs of the last update.",
-                    )
+        with torch.no_grad(), check("replay of a graph", "cpu"):
+            for part in self._parts:
+                try:
+                    failed = part.run()
+                except IndexError as error:
+                    raise _out_of_range(str(error)) from error
+                if failed is not None:
+                    raise _out_of_range(f"{failed} met a position or a slot outside of its table")
         return self._outputs
 
     def close(self) -> None:
@@ -99,15 +100,21 @@ class CPUGraph(Graph):
         for part in self._parts:
             if isinstance(part, Call):
                 part.follow(current, metadata)
-        for (step, key), group in self._followers.items():
+        for key, group in self._followers.items():
             if group[0].metadata is captured:
                 change = group[0].change(metadata)
-                program = self._parts[step]
+                program = self._parts[group[0].step]
                 assert isinstance(program, Program)
                 program.change([one.launch for one in group], change.words, change.chunks)
-                self._used[step, key] = change.memory
+                self._used[key] = change.memory
         self._current[name] = metadata
 
     def _require_open(self) -> None:
         if not self._release.alive:
             raise UnavailableError("This graph is closed.", hint="Capture a new one.")
+
+
+def _out_of_range(what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{what}, and the replay ended there.", hint="Look at the inputs of the last update."
+    )

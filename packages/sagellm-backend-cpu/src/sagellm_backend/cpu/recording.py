@@ -31,13 +31,18 @@ class Call:
         self._function, self._results = function, results
         self._args, self._kwargs = tuple(args), dict(kwargs)
 
-    def run(self) -> bool:
+    def run(self) -> None:
         """Call again."""
         made = tree_leaves(self._function(*self._args, **self._kwargs))
         for kept, new in zip(self._results, made, strict=True):
             if kept is not None and new is not kept:
+                if new.shape != kept.shape:
+                    raise UnavailableError(
+                        f"{self._function} gave {tuple(new.shape)} in a replay, and "
+                        f"{tuple(kept.shape)} when it was captured.",
+                        hint="Capture no shapes that depend on values.",
+                    )
                 kept.copy_(new)
-        return True
 
     def follow(self, old: AttentionMetadata, new: AttentionMetadata) -> None:
         """Take another metadata where this one is an argument."""
@@ -106,7 +111,8 @@ class Recording:
         step = len(self._steps) - 1
         launches = self._steps[step]
         assert isinstance(launches, list)
-        self.followers.append(Follower(len(launches) - 1, metadata, (step, key), change))
+        group = step, id(metadata), key
+        self.followers.append(Follower(step, len(launches) - 1, metadata, group, change))
 
     def call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Make and record a call as a whole, whatever it does inside."""
@@ -166,6 +172,10 @@ class _Mode(TorchDispatchMode):
     def __init__(self, recording: Recording) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._recording = recording
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # which would import it at the first call; nothing is compiled here
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

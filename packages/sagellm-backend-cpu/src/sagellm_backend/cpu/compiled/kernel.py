@@ -49,6 +49,7 @@ class Kernel:
             return  # by the thread that this one waited for
         try:
             self._function = image.load(_code(self._module, self._dtype))
+            self._function.name = self._module
         except (OSError, ValueError, metadata.PackageNotFoundError) as error:
             _log.warning(
                 "%s for %s is not compiled (%s); plain torch computes instead",

@@ -2,7 +2,8 @@
 
 All threads stay inside: what one of them has written, those of the next launch see, since each waits
 for all the others before it goes on. A sense-counting barrier over one counter (Mellor-Crummey and
-Scott, 1991, section 3.1) that only ever rises within a run.
+Scott, 1991, section 3.1) that only ever rises within a run. When a kernel has found its arguments at
+fault, which it says in its last word, no further one is called.
 """
 
 from __future__ import annotations
@@ -82,6 +83,13 @@ def wait(words: int, wanted: int) -> None:
                 ask(word(words, w.GIVE_WAY))
 
 
+@jit
+def reset(launch: int, argument: int) -> None:
+    """Make the counters of a launch what they were."""
+    set_word(argument, 0, 0)
+    set_word(argument, 1, word(launch, w.SECOND))
+
+
 def build(dtype: str) -> Callable[..., Any]:
     """The player of launches whatever their dtypes; ``player_words`` has its words."""
     del dtype
@@ -93,18 +101,17 @@ def build(dtype: str) -> Callable[..., Any]:
         launch, wanted = word(words, w.TABLE), 0
         for _ in range(word(words, w.COUNT)):
             argument = word(launch, w.ARGUMENT)
-            if number < word(launch, w.CHUNKS):
+            if number < word(launch, w.CHUNKS) and not word(words, w.STOPPED):
                 call(word(launch, w.FUNCTION), argument)
+                if word(argument, word(launch, w.LAST)) != word(launch, w.SOUND):
+                    set_word(words, w.STOPPED, 1)
             if word(launch, w.ALONE):
                 if number == 0:
-                    set_word(argument, 0, 0)
-                    set_word(argument, 1, word(launch, w.SECOND))
+                    reset(launch, argument)
             else:
                 wanted += team
-                # The last one is the only one that still looks at the words.
                 if arrive(words + 8 * w.ARRIVED) == wanted - 1:
-                    set_word(argument, 0, 0)
-                    set_word(argument, 1, word(launch, w.SECOND))
+                    reset(launch, argument)  # the last one is the only one that still looks at it
                 wait(words, wanted)
             launch += 8 * w.COLUMNS
 

@@ -51,15 +51,15 @@ class Program:
                 hint="The log has the reason; without graphs everything works.",
             )
         self._threads = torch.get_num_threads()
-        self._last = self._starts[:-1] + sizes - 1
-        self._sound = self._memory[self._last].copy()
+        self._last = np.asarray(sizes) - 1
         self._table = np.zeros((len(launches), w.COLUMNS), np.int64)
         self._table[:, w.FUNCTION] = [_address(function) for function in self._functions]
         self._table[:, w.ARGUMENT] = self._memory.ctypes.data + 8 * self._starts[:-1]
         self._table[:, w.SECOND] = self._memory[self._starts[:-1] + 1]
+        self._table[:, w.LAST] = self._last
         self._chunks = self._table[:, w.CHUNKS]
         self._chunks[:] = [launch.chunks for launch in launches]
-        self._alone()
+        self._settle()
         self._words = (ctypes.c_int64 * w.WORDS)()
         self._words[w.COUNT], self._words[w.TABLE] = len(launches), self._table.ctypes.data
         self._words[w.TEAM_SIZE], self._words[w.GIVE_WAY] = _team_size(), _give_way()
@@ -70,24 +70,26 @@ class Program:
         for index, word in words.items():
             self._memory[starts + index] = word
         self._chunks[launches] = chunks
-        self._alone()
-        self._sound = self._memory[self._last]
+        self._settle()
 
-    def run(self) -> bool:
-        """Play all launches. False if one of them found its arguments at fault.
+    def run(self) -> str | None:
+        """Play all launches; the name of the kernel that found its arguments at fault, if one did.
 
-        A kernel says so in its last word, which no other kernel writes.
+        Then none is run after it.
         """
-        self._words[w.JOINED] = self._words[w.ARRIVED] = 0
+        self._words[w.JOINED] = self._words[w.ARRIVED] = self._words[w.STOPPED] = 0
         team.run(self._player, self._words, min(self._threads, int(self._chunks.max())))
-        found = self._memory[self._last]
-        if (found == self._sound).all():
-            return True
-        self._memory[self._last] = self._sound
-        return False
+        return self._failed() if self._words[w.STOPPED] else None
 
-    def _alone(self) -> None:
-        """Mark what one thread does, and goes on with without a word to the others."""
+    def _failed(self) -> str:
+        last, sound = self._starts[:-1] + self._last, self._table[:, w.SOUND]
+        (number,) = np.flatnonzero(self._memory[last] != sound)
+        self._memory[last] = sound
+        return str(self._functions[number].name)
+
+    def _settle(self) -> None:
+        """Put into the table what depends on words and chunks."""
+        self._table[:, w.SOUND] = self._memory[self._starts[:-1] + self._last]
         single = self._chunks == 1
         self._table[:-1, w.ALONE] = single[:-1] & single[1:]
 
