@@ -22,16 +22,12 @@ def check(inputs: Mapping[str, Any], device: torch.device) -> None:
             )
 
 
-def check_update(captured: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Refuse names that the graph does not have, and values that do not fit the captured ones."""
-    for name, value in check_type("inputs", inputs, Mapping).items():
-        if name not in captured:
-            known = ", ".join(captured) or "none"
-            raise InvalidArgumentError(f"{shown(name)} is no input of this graph; it has {known}.")
-        _check(name, captured[name], value)
-
-
-def _check(name: str, captured: Any, value: Any) -> None:
+def check_update(inputs: Mapping[str, Any], name: str, value: Any) -> None:
+    """Refuse a name that the graph does not have, and a value that does not fit its captured one."""
+    if name not in inputs:
+        known = ", ".join(inputs) or "none"
+        raise InvalidArgumentError(f"{shown(name)} is no input of this graph; it has {known}.")
+    captured = inputs[name]
     if isinstance(captured, torch.Tensor):
         _check_array(name, captured, value)
     elif isinstance(captured, AttentionMetadata):

@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.checks import check_type
 from sagellm_backend.errors import BackendError, UnavailableError
 from sagellm_backend.graphs import Graph
 from sagellm_backend.torch_support import graph_inputs, step
@@ -82,10 +83,9 @@ class TorchGraph(Graph):
 
     def update(self, inputs: Mapping[str, Any]) -> None:
         self._require_open()
-        graph_inputs.check_update(self._inputs, inputs)
-        for value in inputs.values():
-            if isinstance(value, AttentionMetadata):
-                step.prepare(value, self._device)
+        check_type("inputs", inputs, Mapping)
+        for name, value in inputs.items():
+            self._check_update(name, value)
         with check("update of a graph", str(self._device)):
             for name, value in inputs.items():
                 captured = self._inputs[name]
@@ -156,6 +156,11 @@ class TorchGraph(Graph):
                 kept[_address(into)] = into.untyped_storage().nbytes()
         self._outside = sum(kept.values())
         return tree_unflatten(leaves, structure)
+
+    def _check_update(self, name: str, value: Any) -> None:
+        graph_inputs.check_update(self._inputs, name, value)
+        if isinstance(value, AttentionMetadata):
+            step.prepare(value, self._device)
 
     def _require_open(self) -> None:
         if not self._release.alive:

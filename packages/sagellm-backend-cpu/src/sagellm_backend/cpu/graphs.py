@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sagellm_backend.attention import AttentionMetadata
+from sagellm_backend.checks import check_type
 from sagellm_backend.cpu import capturing
 from sagellm_backend.cpu.capturing import Follower
 from sagellm_backend.cpu.compiled.program import Program
@@ -65,7 +66,8 @@ class CPUGraph(Graph):
 
     def update(self, inputs: Mapping[str, Any]) -> None:
         self._require_open()
-        graph_inputs.check_update(self._inputs, inputs)
+        for name, value in check_type("inputs", inputs, Mapping).items():
+            graph_inputs.check_update(self._inputs, name, value)
         with check("update of a graph", "cpu"):
             for name, value in inputs.items():
                 captured = self._inputs[name]
