@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sagellm_backend.attention import AttentionMetadata
-from sagellm_backend.cpu import capturing
+from sagellm_backend.cpu import capturing, matrices
 from sagellm_backend.cpu.capturing import Change
 from sagellm_backend.cpu.compiled import paged_words as w
 from sagellm_backend.cpu.compiled import team
@@ -29,7 +29,7 @@ Reckoned from the rates of both (benchmarks/README.md), that of fp16 estimated."
 
 PLAN = "cpu.paged_plan"
 _QUERIES = "cpu.paged_queries"
-_MOST_TASKS, _LEAST_KEYS = 256, 256
+_MOST_TASKS, _LEAST_KEYS = 64, 512
 _MOST_ROWS = 16
 _SPAN_BYTES = 4096
 # What a thread takes at once, whatever the number of threads: so many keys of a sequence, for so
@@ -158,10 +158,10 @@ def _counted(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return found
 
 
-def _rows(count: int) -> int:
-    """Rows that tiles of 8, 4, 2 and 1 take for so many."""
+def _rows(count: int, least: int) -> int:
+    """Rows that tiles of 8, 4, 2 and 1 take for so many, where no tile has fewer than ``least``."""
     rest = count % w.TILE
-    return count - rest + (0, 1, 2, 4, 4, 8, 8, 8)[rest]
+    return count - rest + max((0, 1, 2, 4, 4, 8, 8, 8)[rest], least if rest else 0)
 
 
 @lru_cache(64)
@@ -189,11 +189,12 @@ def _run(
     _, block, kv_heads, _ = k.shape
     sinks = None if sinks is None else sinks.contiguous()
     nbytes = k.element_size()
-    rows = _rows(plan.queries * (heads // kv_heads))
+    rows = _rows(plan.queries * (heads // kv_heads), 2 if q.dtype is torch.bfloat16 else 1)
     span = min(kv_heads, w.SPAN_HEADS, max(1, _SPAN_BYTES // (dim * nbytes)))
     groups = -(-kv_heads // span)
     tasks, slots = plan.size * groups, plan.slots
-    each = w.scratch_bytes(rows, span, dim)
+    matrix = _by_matrix(q.dtype, block, dim)
+    each = w.scratch_bytes(rows, span, dim, matrix)
     scratch = torch.empty(torch.get_num_threads() * each, dtype=torch.uint8)
     partial_bytes = 4 * kv_heads * rows * (dim + 2)
     room, arrived, memory = _splits(slots, partial_bytes, groups) if slots else (0, 0, None)
@@ -209,11 +210,17 @@ def _run(
         v.data_ptr(), v_block * nbytes, v_slot * nbytes, v_head * nbytes,
         plan.addresses[1], plan.table.shape[1], block, causal, window or 0,
         *_factors(scale, softcap), 0 if sinks is None else sinks.data_ptr(),
-        scratch.data_ptr(), each, room, partial_bytes, arrived,
+        scratch.data_ptr(), each, room, partial_bytes, arrived, matrix,
     ))
     # fmt: on
     team.run(function, words, tasks)
     return out, (groups, partial_bytes), memory
+
+
+def _by_matrix(dtype: torch.dtype, block: int, dim: int) -> bool:
+    """Whether the processor's matrix unit is for this: blocks of whole matrices of bf16."""
+    fits = dtype is torch.bfloat16 and block % 16 == 0 and dim % 32 == 0
+    return fits and matrices.available(matrices.BF16)
 
 
 def _splits(slots: int, partial_bytes: int, groups: int) -> tuple[int, int, Any]:

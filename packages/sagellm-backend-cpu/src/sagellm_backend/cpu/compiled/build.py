@@ -16,6 +16,7 @@ from llvmlite import binding as llvm
 
 from sagellm_backend.cpu.compiled.image import link
 from sagellm_backend.cpu.compiled.storage import FAST
+from sagellm_backend.cpu.compiled.vectors import CALLED
 
 _ENTRY = "sagellm_kernel"
 
@@ -45,6 +46,9 @@ def _unit(text: str, inner: str) -> llvm.ModuleRef:
     # the code needs no symbol of Numba's. Its functions take (result, exception, arguments...).
     if not re.search(rf'^define .*i32 @"?{re.escape(inner)}"?\(ptr', text, re.MULTILINE):
         raise ValueError(f"Numba {numba.__version__} names its functions in a way not known here")
+    for name in CALLED:  # in Numba's names a part has its length before it, and a version behind
+        called = rf"^(define .*?{len(name)}{name}B.*?) *\{{$"
+        text = re.sub(called, r"\1 noinline {", text, flags=re.MULTILINE)
     # LLVM makes calls of the C library of loops that copy or fill, unless told that there is none.
     text = re.sub(r"^(define .*?) *\{$", r'\1 "no-builtins" {', text, flags=re.MULTILINE)
     unit = llvm.parse_assembly(

@@ -8,17 +8,18 @@ imports Numba. Addresses are int64 and are not checked.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 
-from sagellm_backend.cpu.compiled.matrix_words import STATE
+from sagellm_backend.cpu.compiled.matrix_words import LINE, SIDE, STATE
 from sagellm_backend.cpu.compiled.vector_code import address_of
 from sagellm_backend.cpu.compiled.vectors import operation
 
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
-_SHAPES = (1, 0, *[0x0040004000400040] * 2, 0, 0, 0x1010101010101010, 0)
 
 
 def _call(builder: Any, name: str, *arguments: Any) -> None:
@@ -53,15 +54,30 @@ def multiply_bf16(builder: Any, total: int, a: int, b: int) -> None:
     _call(builder, "tdpbf16ps", _I8(total), _I8(a), _I8(b))
 
 
+def begin_with(widths: list[int]) -> Callable[..., None]:
+    """``begin(builder, place, rows)``: keep the shapes that the matrices have at a place of STATE bytes,
+    and give them rows of so many bytes; ``rows`` has how many in its bytes.
+    """
+    words = struct.unpack("<6Q", struct.pack("<16B8H16x", 1, *[0] * 15, *widths))
+
+    def begin(builder: Any, place: Any, rows: Any) -> None:
+        _call(builder, "sttilecfg", address_of(builder, place, _I8))
+        own = builder.add(place, _I64(STATE // 2))
+        for number, word in enumerate([*map(_I64, words), rows, _I64(0)]):
+            target = address_of(builder, builder.add(own, _I64(8 * number)), _I64)
+            builder.store(word, target, align=8)
+        _call(builder, "ldtilecfg", address_of(builder, own, _I8))
+
+    return begin
+
+
+_begin_whole = begin_with([LINE] * 8)
+
+
 @operation(types.void, types.int64)
 def begin_matrices(builder: Any, place: Any) -> None:
     """Keep the shapes that the matrices have at a place of STATE bytes, and make them all whole."""
-    _call(builder, "sttilecfg", address_of(builder, place, _I8))
-    own = builder.add(place, _I64(STATE // 2))
-    for number, word in enumerate(_SHAPES):
-        target = address_of(builder, builder.add(own, _I64(8 * number)), _I64)
-        builder.store(_I64(word), target, align=8)
-    _call(builder, "ldtilecfg", address_of(builder, own, _I8))
+    _begin_whole(builder, place, _I64(int.from_bytes([SIDE] * 8, "little")))
 
 
 @operation(types.void, types.int64)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from sagellm_backend.cpu.compiled import paged_words as w
+from sagellm_backend.cpu.compiled.paged_matrix import place_query, queries_at
 from sagellm_backend.cpu.compiled.storage import STORAGES, int32, set_word, word
 from sagellm_backend.cpu.compiled.vector_code import LANES
 from sagellm_backend.cpu.compiled.vectors import (
     between,
+    called,
     exp2,
     first_lane,
     highest,
@@ -56,7 +58,7 @@ def capped(x: Any, cap: float) -> Any:
     return times(splat(cap), over(minus(one, inverse), plus(one, inverse)))
 
 
-@jit
+@called
 def weigh(words: int, state: int, scores: int, low: int, high: int, count: int) -> Any:
     """Scores to weights by the highest so far; the factor of what was added by the one before."""
     scale, cap = splat(get(words, 2 * w.SCALE)), get(words, 2 * w.SOFTCAP)
@@ -116,25 +118,29 @@ def begin_row(words: int, task: int, state: int, column: int) -> None:
         put(state, 0, LOWEST)
 
 
-def begin_of(dtype: str) -> Callable[..., Any]:
-    """Queries to fp32, and nothing added up."""
+def begin_of(dtype: str, matrix: bool) -> Callable[..., Any]:
+    """Queries to fp32, and nothing added up; with ``matrix`` they become matrices too, in some room."""
     fetch, place = STORAGES[dtype].load, place_of(dtype)
 
-    @jit
-    def begin(words: int, task: int, state: int, head: int, rows: int, share: int) -> None:
+    @called
+    def begin(
+        words: int, task: int, state: int, head: int, rows: int, share: int, number: int, room: int
+    ) -> None:
         dim, stride = word(words, w.DIM), state_bytes(words)
         for row in range(word(words, w.ROWS)):
-            for at in range(0, stride, 64):
-                for number in range(16):
-                    put(state + at, number, ZERO)
+            for at in range(0, stride, 4 * LANES):
+                store(state + at, splat(ZERO))
             put(state, 0, LOWEST)
             if row < rows:
                 token, column = row_at(words, task, head, row, share)
                 begin_row(words, task, state, column)
                 source = token * word(words, w.Q_TOKEN) + column * word(words, w.Q_HEAD)
-                for number in range(dim):
-                    value = fetch(word(words, w.Q), source + number)
-                    put(state + ((stride + OUTPUT) >> 1), place(number, dim), value)
+                for index in range(dim):
+                    value = fetch(word(words, w.Q), source + index)
+                    put(state + ((stride + OUTPUT) >> 1), place(index, dim), value)
+                if matrix and room:
+                    target = queries_at(room, dim, word(words, w.ROWS), number, row)
+                    place_query(word(words, w.Q) + 2 * source, dim, target, row)
             state += stride
 
     return begin
@@ -144,7 +150,7 @@ def finish_of(dtype: str) -> Callable[..., Any]:
     """Outputs over their sums, rounded once."""
     keep, place = STORAGES[dtype].store, place_of(dtype)
 
-    @jit
+    @called
     def finish(words: int, task: int, state: int, head: int, rows: int, share: int) -> None:
         dim = word(words, w.DIM)
         for row in range(rows):
@@ -166,20 +172,22 @@ def partial_at(words: int, slot: int, head: int, row: int) -> int:
     return word(words, w.PARTIAL) + slot * word(words, w.PARTIAL_BYTES) + 4 * at
 
 
-@jit
+@called
 def leave(words: int, slot: int, state: int, head: int, rows: int) -> None:
     """Write what a split found to its slot."""
     dim = word(words, w.DIM)
     for row in range(rows):
-        place = partial_at(words, slot, head, row)
-        for number in range(dim):
+        place, full = partial_at(words, slot, head, row), dim & -LANES
+        for number in range(0, full, LANES):
+            store(place + 4 * number, load(state + OUTPUT + 4 * number))
+        for number in range(full, dim):
             put(place, number, get(state + OUTPUT, number))
         put(place, dim, total(load(state + SUM)))
         put(place, dim + 1, get(state, 0))
         state += state_bytes(words)
 
 
-@jit
+@called
 def merge(words: int, first: int, splits: int, state: int, head: int, rows: int) -> None:
     """Add the splits up, in their order, into the states."""
     dim = word(words, w.DIM)
@@ -187,19 +195,19 @@ def merge(words: int, first: int, splits: int, state: int, head: int, rows: int)
         top = LOWEST
         for slot in range(first, first + splits):
             top = max(top, get(partial_at(words, slot, head, row), dim + 1))
-        for number in range(dim):
-            put(state + OUTPUT, number, ZERO)
-        divisor = ZERO
+        full, divisor = dim & -LANES, ZERO
+        for number in range(0, dim, LANES):
+            store(state + OUTPUT + 4 * number, splat(ZERO))
         for slot in range(first, first + splits):
             place = partial_at(words, slot, head, row)
             factor = first_lane(exp2(minus(splat(get(place, dim + 1)), splat(top))))
             divisor += factor * get(place, dim)
-            for number in range(dim):
-                put(
-                    state + OUTPUT,
-                    number,
-                    get(state + OUTPUT, number) + factor * get(place, number),
-                )
+            for number in range(0, full, LANES):
+                at = state + OUTPUT + 4 * number
+                store(at, plus(load(at), times(splat(factor), load(place + 4 * number))))
+            for number in range(full, dim):
+                value = get(state + OUTPUT, number) + factor * get(place, number)
+                put(state + OUTPUT, number, value)
         store(state + SUM, splat(ZERO))
         put(state + SUM, 0, divisor)
         state += state_bytes(words)

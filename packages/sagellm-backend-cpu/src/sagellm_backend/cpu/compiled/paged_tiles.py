@@ -185,6 +185,24 @@ def outputs_of(dtype: str, rows: int) -> Callable[..., Any]:
     return result
 
 
+@operation(types.void, *[_ADDRESS] * 11)
+def no_tile(
+    builder: Any,
+    a: Any,
+    b: Any,
+    c: Any,
+    d: Any,
+    e: Any,
+    f: Any,
+    g: Any,
+    h: Any,
+    i: Any,
+    j: Any,
+    k: Any,
+) -> None:
+    """In the place of a tile that is not compiled."""
+
+
 def _columns(builder: Any, dim: Any, most: int, add: Callable[..., None]) -> None:
     """``add(at, parts, mask)`` for the columns of a row: several vectors, pairs, and what is left."""
     start = _I64(0)

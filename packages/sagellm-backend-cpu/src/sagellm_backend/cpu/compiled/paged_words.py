@@ -23,7 +23,10 @@ SCRATCH, SCRATCH_BYTES, PARTIAL, PARTIAL_BYTES, ARRIVED = range(30, 35)
 """Memory for each thread; for each slot, which one split of a sequence writes for the last to merge;
 and int32 counters of the splits that are done, zeros to begin with."""
 
-WORDS = 35
+MATRIX = 35
+"""Whether the matrix unit may be used: of bf16, in blocks of whole matrices."""
+
+WORDS = 36
 
 SEQUENCE, QUERY, QUERIES, POSITION, FIRST_KEY, END_KEY, LENGTH, SLOT, SPLIT, SPLITS = range(10)
 """The int32 columns of a task: the row of the block table; the first query, how many, and the
@@ -53,12 +56,22 @@ HEADER = LISTS + SPAN_HEADS * HEAD_SCORES
 """Bytes of scratch before the rows: two lists of addresses of keys and values, and scores."""
 
 
+SIDE = 16
+"""Rows of a matrix of the matrix unit."""
+
+
 def padded(count: int, step: int) -> int:
     """The multiple of ``step`` that is at least ``count``."""
     return -(-count // step) * step
 
 
-def scratch_bytes(rows: int, heads: int, dim: int) -> int:
-    """Bytes that a thread needs for tasks of so many rows for each of so many kv heads."""
+def scratch_bytes(rows: int, heads: int, dim: int, matrix: bool) -> int:
+    """Bytes that a thread needs for tasks of so many rows for each of so many kv heads.
+
+    For the matrix unit: its state, the matrices of weights and of sums, and the queries.
+    """
     state = 2 * LINE + 8 * padded(dim, LINE // 4)
-    return HEADER + padded(16 * rows, LINE) + heads * rows * state
+    plain = HEADER + padded(16 * rows, LINE) + heads * rows * state
+    if not matrix:
+        return plain
+    return plain + 2 * LINE + 4 * LINE * SIDE + 32 * dim + 8 * dim * heads * padded(rows, 4) // 4

@@ -35,6 +35,10 @@ _ROUND = 1.5 * 2**23
 _EXP2 = [math.log(2) ** power / math.factorial(power) for power in range(8)]
 
 
+CALLED: set[str] = set()
+"""Names of functions that are not to be copied to where they are called."""
+
+
 class _Vector(types.Type):
     def __init__(self) -> None:
         super().__init__(name=f"fp32x{LANES}")
@@ -77,6 +81,12 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled: Callable[..., Any] = njit(fastmath=FAST, error_model="numpy", **options)(function)
     return compiled
+
+
+def called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, of which no copies are made where it is called: it is compiled once, and so sooner."""
+    CALLED.add(function.__name__)
+    return jit(function)
 
 
 def place_of(dtype: str) -> Callable[..., Any]:
