@@ -66,6 +66,47 @@ def step_of(dtype: str, list_keys: Callable[..., Any], matrix: bool) -> Callable
         outputs1(o, stride, each, weights, values, ahead, at, apart, heads, dim, count)
         return 1
 
+    @called
+    def outputs_of_head(
+        words: int,
+        mine: int,
+        own: int,
+        few: int,
+        keys: int,
+        ahead: int,
+        room: int,
+        other: int,
+        head: int,
+        heads: int,
+        sequence: int,
+        first: int,
+    ) -> None:
+        """Of KEYS keys, by the matrix unit; by vectors where that would spread what is no number."""
+        dim, stride, totals = word(words, w.DIM), state_bytes(words), room + 4 * MATRIX
+        apart, slot, values = word(words, w.V_HEAD), word(words, w.V_SLOT), keys + 8 * KEYS
+        at, asked = (head + other) * apart, asked_at(apart, slot, dim, heads, head, other)
+        factors, o = mine + w.SCORES * TILE, own + OUTPUT
+        for number in range(few):
+            split_weights(mine + number * w.SCORES, room + number * (MATRIX // 4))
+        sums_of_values(room, values, at, slot, dim, totals, ahead, asked)
+        if finite(totals, few, dim):
+            for number in range(few):
+                place = totals + number * (MATRIX // 4)
+                add_up(o + number * stride, place, get(factors, number), dim)
+            return
+        zero = words & 0  # no literal, for which Numba would compile what gets it once more
+        one, two, count = zero + 1, zero + 2, zero + KEYS
+        list_keys(words, keys, sequence, zero, first, count, zero)
+        for number in range(
+            0, few, 2
+        ):  # two rows at a time, by weights and factors in the first places
+            for key in range(2 * KEYS):
+                put(mine, key, get(mine + number * w.SCORES, key))
+            put(factors, 0, get(factors, number))
+            put(factors, 1, get(factors, number + 1))
+            line = o + number * stride
+            outputs_by(line, stride, zero, mine, values, values, at, apart, one, dim, count, two)
+
     @jit
     def step(
         words: int,
@@ -82,32 +123,20 @@ def step_of(dtype: str, list_keys: Callable[..., Any], matrix: bool) -> Callable
         sequence: int,
         by_matrix: bool,
     ) -> int:
-        dim, stride = word(words, w.DIM), state_bytes(words)
+        dim, stride, slot = word(words, w.DIM), state_bytes(words), word(words, w.K_SLOT)
         each, scores = word(words, w.ROWS) * stride, scratch + w.LISTS
         bounds, state = scratch + w.HEADER + 16 * row, states + row * stride
-        query, apart, slot = (
-            state + ((stride + OUTPUT) >> 1),
-            word(words, w.K_HEAD),
-            word(words, w.K_SLOT),
-        )
-        at, few = head * apart, min(rows, most)
-        if by_matrix:
+        query, apart = state + ((stride + OUTPUT) >> 1), word(words, w.K_HEAD)
+        at, few, room = head * apart, min(rows, most), states + word(words, w.SPAN) * each
+        if matrix and by_matrix:
             few = min(rows, 4)
-        room = states + word(words, w.SPAN) * each
-        totals = room + 4 * MATRIX
-        if by_matrix:
+            if row:
+                ahead = keys  # which is there: the first rows have asked for what comes
             for other in range(heads):
-                if matrix:
-                    if row:
-                        ahead = keys  # which is there: the first rows have asked for what comes
-                    queries = queries_at(room, dim, word(words, w.ROWS), other, row)
-                    mine, asked = (
-                        scores + other * w.HEAD_SCORES,
-                        asked_at(apart, slot, dim, heads, head, other),
-                    )
-                    found = mine + 4 * w.SCORES
-                    scores_of_keys(queries, keys, at, slot, dim, found, ahead, asked)
-                    at += apart
+                queries = queries_at(room, dim, word(words, w.ROWS), other, row)
+                found = scores + other * w.HEAD_SCORES + 4 * w.SCORES
+                asked = asked_at(apart, slot, dim, heads, head, other)
+                scores_of_keys(queries, keys, at + other * apart, slot, dim, found, ahead, asked)
         elif rows > eight:
             scores8(query, stride, each, keys, ahead, at, apart, heads, dim, count, scores)
         elif rows > four:
@@ -116,9 +145,7 @@ def step_of(dtype: str, list_keys: Callable[..., Any], matrix: bool) -> Callable
             scores2(query, stride, each, keys, ahead, at, apart, heads, dim, count, scores)
         else:
             scores1(query, stride, each, keys, ahead, at, apart, heads, dim, count, scores)
-        values, ahead = keys + 8 * KEYS, ahead + 8 * KEYS
-        apart, slot = word(words, w.V_HEAD), word(words, w.V_SLOT)
-        at = head * apart
+        ahead += 8 * KEYS
         for other in range(heads):
             mine, own = scores + other * w.HEAD_SCORES, state + other * each
             if matrix and by_matrix:
@@ -128,45 +155,14 @@ def step_of(dtype: str, list_keys: Callable[..., Any], matrix: bool) -> Callable
                 place, line = own + number * stride, mine + number * w.SCORES
                 factor = weigh(words, place, line, low, high, count)
                 put(mine + w.SCORES * TILE, number, factor)
-                if matrix and by_matrix:
-                    split_weights(line, room + number * (MATRIX // 4))
             if matrix and by_matrix:
-                asked = asked_at(apart, slot, dim, heads, head, other)
-                sums_of_values(room, values, at, slot, dim, totals, ahead, asked)
-                o = own + OUTPUT
-                if finite(totals, few, dim):
-                    for number in range(few):
-                        factor = get(mine + w.SCORES * TILE, number)
-                        place = totals + number * (MATRIX // 4)
-                        add_up(o + number * stride, place, factor, dim)
-                else:
-                    zero = words & 0  # no literal, for which Numba would compile once more
-                    list_keys(words, keys, sequence, zero, first, count, zero)
-                    for number in range(0, few, 2):  # by weights and factors in the first places
-                        line, factors = mine + number * w.SCORES, mine + w.SCORES * TILE
-                        for key in range(2 * KEYS):
-                            put(mine, key, get(line, key))
-                        put(factors, 0, get(factors, number))
-                        put(factors, 1, get(factors, number + 1))
-                        place = o + number * stride
-                        outputs_by(
-                            place,
-                            stride,
-                            each,
-                            mine,
-                            values,
-                            values,
-                            at,
-                            apart,
-                            zero + 1,
-                            dim,
-                            count,
-                            zero + 2,
-                        )
-                at += apart
+                outputs_of_head(
+                    words, mine, own, few, keys, ahead, room, other, head, heads, sequence, first
+                )
         if by_matrix:
             return few
-        o = state + OUTPUT
+        o, values, apart = state + OUTPUT, keys + 8 * KEYS, word(words, w.V_HEAD)
+        at = head * apart
         return outputs_by(
             o, stride, each, scores, values, ahead, at, apart, heads, dim, count, rows
         )
