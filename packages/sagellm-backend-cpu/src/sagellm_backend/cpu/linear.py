@@ -47,7 +47,7 @@ SPARE = 4
 """Packing leaves one part in so many of the memory free."""
 
 _SAMPLE = 64
-_linear, _grad_enabled = functional.linear, torch.is_grad_enabled
+_FP32, _linear, _grad_enabled = torch.float32, functional.linear, torch.is_grad_enabled
 
 
 @cache
@@ -134,7 +134,8 @@ class PackedLinear:
                 if result is not None:
                     return result
         # The checks of the plain operation, without the call: small weights end here every time.
-        if weight.dim() != 2 or not size or weight.dtype not in FLOATING:
+        dtype = weight.dtype
+        if weight.dim() != 2 or not size or not (dtype is _FP32 or dtype in FLOATING):
             raise MisuseError
         if bias is not None:
             if bias.shape != weight.shape[:1]:
