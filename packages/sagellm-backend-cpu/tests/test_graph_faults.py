@@ -4,10 +4,11 @@ import gc
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
-from sagellm_backend import CPUBackendProvider
+from sagellm_backend import CPUBackendProvider, DType, KVLayout
 from sagellm_backend.cpu import capturing
 from sagellm_backend.cpu.compiled import program
 from sagellm_backend.errors import InvalidArgumentError, OutOfMemoryError, UnavailableError
@@ -153,6 +154,41 @@ class TestMemory:
         graph.close()
         gc.collect()
         assert gone() is None
+
+    def test_sinks_of_attention_live_as_long_as_the_graph(self, backend):
+        kernel, q = backend.get_kernel("attention", dtype="fp32"), torch.randn(1, 4, 32)
+        cache = torch.randn(2, 16, 2, 32)
+        metadata = backend.attention_metadata([1], [20], [[0, 1]], 16)
+        holder = [torch.randn(4)]
+        gone = weakref.ref(holder[0])
+        graph = backend.capture(
+            lambda q: kernel(q, cache, cache, metadata, scale=0.2, sinks=holder[0]), {"q": q}
+        )
+        holder.clear()
+        gc.collect()
+        assert gone() is not None
+        graph.close()
+        gc.collect()
+        assert gone() is None
+
+    def test_copies_of_blocks_are_made_again_between_the_same_blocks(self, backend):
+        layout = KVLayout(1, 2, 16, 16, DType.FP32)
+        with backend.kv_pool(layout, 4) as pool, backend.kv_pool(layout, 4) as other:
+            pool.alloc(4), other.alloc(4)
+            plan = backend.kv_copy_plan(pool, other)
+            sources, targets = np.array([0, 3]), np.array([2, 1])
+
+            def step(x):
+                pool.key_cache(0)[[0, 3]] = x
+                plan.copy(sources, targets)
+
+            graph = backend.capture(step, {"x": torch.tensor(1.0)})
+            sources[:], targets[:] = 1 << 40, 1 << 40
+            gc.collect()
+            graph.update({"x": torch.tensor(7.0)})
+            graph.replay()
+            assert (other.key_cache(0)[[2, 1]] == 7).all()
+            graph.close()
 
     def test_outputs_outlive_their_graph(self, backend, mlp):
         x = torch.randn(1, WIDTH)

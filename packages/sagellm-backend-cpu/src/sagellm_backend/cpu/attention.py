@@ -85,7 +85,7 @@ def attention(
     plan = _plan(metadata, *cut)
     out, sizes, memory = _run(function, q, k, v, plan, scale, causal, window, softcap, sinks)
     if capturing.recording is not None:
-        _recorded(metadata, cut, sizes, (plan, memory))
+        _recorded(metadata, cut, sizes, (plan, memory, sinks))
     return out
 
 

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
-
 from sagellm_backend.attention import AttentionMetadata
 
 if TYPE_CHECKING:
@@ -55,11 +53,11 @@ def launch(function: Any, words: Any, chunks: int) -> None:
         found.launch(function, words, chunks)
 
 
-def touch(tensors: Sequence[Tensor]) -> None:
-    """A kernel is about to use these by their addresses."""
+def touch(memory: Sequence[Any]) -> None:
+    """A kernel is about to use these, tensors or others, by their addresses."""
     found = mine()
     if found is not None:
-        found.keep(tensors)
+        found.keep(memory)
 
 
 def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

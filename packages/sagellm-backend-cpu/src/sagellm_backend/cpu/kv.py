@@ -6,6 +6,7 @@ import ctypes
 
 import numpy as np
 
+from sagellm_backend.cpu import capturing
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
 from sagellm_backend.kv import CompletedTransfer, KVPool, Transfer
@@ -40,6 +41,9 @@ class CPUKVCopyPlan(TorchKVCopyPlan):
         # Held here, the memory outlives a pool that another thread closes.
         read, write = self.source.pages, self.target.pages
         sources, targets = np.ascontiguousarray(sources), np.ascontiguousarray(targets)
+        if capturing.mine() is not None:  # a replay reads them again, whatever the caller does
+            sources, targets = sources.copy(), targets.copy()
+            capturing.touch((read, write, sources, targets))
         rows, _, elements = read.shape
         count, nbytes = sources.size, elements * read.itemsize
         total = rows * count * nbytes
