@@ -48,6 +48,21 @@ def test_highest_priority_that_supports_is_chosen():
     assert table.resolve("matmul")(1, 2) == "fast"
 
 
+def test_a_shortcut_is_what_callers_get_and_the_guarded_kernel_what_it_falls_back_to():
+    def fail(a, b):
+        raise RuntimeError("planted")
+
+    def shortcut(guarded):
+        return lambda a, b: a + b if a > 0 else guarded(a, b)
+
+    table = make()
+    table.register("matmul", fail, name="fast", shortcut=shortcut)
+    kernel = table.resolve("matmul")
+    assert kernel(1, 2) == 3
+    with pytest.raises(BackendError):
+        kernel(-1, 2)
+
+
 def test_resolutions_are_cached_until_something_is_registered():
     table, calls = make(), []
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sagellm_backend import CPUBackendProvider, DType, KVLayout
-from sagellm_backend.cpu import capturing
+from sagellm_backend.cpu import capturing, kv_write
 from sagellm_backend.cpu.compiled import program
 from sagellm_backend.errors import InvalidArgumentError, OutOfMemoryError, UnavailableError
 from sagellm_backend.ops.rope import rope_cache
@@ -80,6 +80,31 @@ class TestFaults:
         graph.update(good)
         assert torch.equal(graph.replay(), step(**good))
         assert self.cache.any()
+
+    def test_a_slot_outside_of_its_cache_is_refused_by_the_capture(self, backend, step):
+        given = {"x": torch.randn(1, 2, 16), "positions": torch.tensor([3])}
+        with pytest.raises(InvalidArgumentError, match="slots"):
+            backend.capture(step, {**given, "slots": torch.tensor([64])})
+        backend.capture(step, {**given, "slots": torch.tensor([63])}).replay()
+
+    def test_writes_without_a_compiled_kernel(self, backend, step, monkeypatch):
+        class Missing:
+            def function(self):
+                return None
+
+        monkeypatch.setattr(kv_write, "_KERNEL", Missing())
+        given = {
+            "x": torch.randn(1, 2, 16),
+            "positions": torch.tensor([3]),
+            "slots": torch.tensor([5]),
+        }
+        graph = backend.capture(step, given)
+        graph.update({"slots": torch.tensor([6])})
+        graph.replay()
+        assert self.cache[0, 6].any()
+        graph.update({"slots": torch.tensor([64])})
+        with pytest.raises(InvalidArgumentError, match="slots"):
+            graph.replay()
 
     def test_ids_outside_of_a_table(self, backend):
         kernel, table = backend.get_kernel("embedding"), torch.randn(5, 4)

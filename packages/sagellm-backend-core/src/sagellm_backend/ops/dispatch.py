@@ -18,6 +18,7 @@ from sagellm_backend.ops.implementation import (
     Implementation,
     Kernel,
     Policy,
+    Shortcut,
     Supports,
     explain_custom,
 )
@@ -80,12 +81,15 @@ class KernelTable:
         name: str,
         priority: int = 0,
         supports: Supports | None = None,
+        shortcut: Shortcut | None = None,
     ) -> None:
         """Offer ``fn`` for an operation of the table.
 
         ``supports(**static)`` gives the reasons why it cannot serve a call, none when it can; it
         sees those statics that the caller of :meth:`resolve` knows. The highest priority that can
-        serve is chosen, the earlier registration among equals. Raises
+        serve is chosen, the earlier registration among equals. ``shortcut(guarded)`` makes the
+        kernel that callers get, where one Python call less counts: it computes the usual cases
+        itself, leaves every other to ``guarded`` and raises nothing of its own. Raises
         :class:`OperatorNotFoundError`, and :class:`InvalidArgumentError` when ``fn`` cannot take
         the operation's arguments or the operation has an implementation of this name.
         """
@@ -98,7 +102,8 @@ class KernelTable:
             known = self._implementations.get(target.name, ())
             if any(implementation.name == name for implementation in known):
                 raise _registration_error(f"{target.name} already has a {name!r}.")
-            self._insert(Implementation(target.name, name, fn, priority, supports))
+            made = Implementation(target.name, name, fn, priority, supports, shortcut)
+            self._insert(made)
 
     def register_custom(self, name: str, impl: Kernel) -> None:
         """Offer a kernel under any name (Protocol v0.1); the last registration wins.
@@ -220,7 +225,8 @@ class KernelTable:
         for item in self._implementations.get(operation.name, ()):
             if not item.reasons(static):
                 wrap = guard_any if item.name.startswith(CUSTOM) else guard
-                return wrap(operation, item.name, item.fn, self._is_native)
+                guarded = wrap(operation, item.name, item.fn, self._is_native)
+                return guarded if item.shortcut is None else item.shortcut(guarded)
         reasons = _reasons(operation, self._candidates(operation, static))
         policy = self.policy(operation.name)
         if policy is Policy.STRICT:

@@ -12,6 +12,8 @@ from sagellm_backend.errors import InvalidArgumentError
 
 Kernel = Callable[..., Any]
 Supports = Callable[..., list[str]]
+Shortcut = Callable[[Kernel], Kernel]
+"""Makes the kernel that is called of the guarded one: see ``KernelTable.register``."""
 
 CUSTOM = "custom:"
 """What the names of kernels begin with that a user registered by name."""
@@ -49,6 +51,7 @@ class Implementation:
     fn: Kernel
     priority: int = 0
     supports: Supports | None = None
+    shortcut: Shortcut | None = None
 
     def reasons(self, static: Mapping[str, Any]) -> tuple[str, ...]:
         """Why this cannot serve the statics; empty when it can."""

@@ -9,7 +9,6 @@ from sagellm_backend.cpu import (
     activation,
     attention,
     kv_write,
-    matmul,
     norm,
     quantised,
     rope,
@@ -17,7 +16,6 @@ from sagellm_backend.cpu import (
 )
 
 KERNELS: dict[str, Callable[..., Any]] = {
-    "matmul": matmul.matmul,
     "rms_norm": norm.rms_norm,
     "add_rms_norm": norm.add_rms_norm,
     "rope": rope.rope,

@@ -8,6 +8,7 @@ import struct
 import torch
 from torch import Tensor
 
+from sagellm_backend.cpu import capturing
 from sagellm_backend.cpu.compiled import team
 from sagellm_backend.cpu.compiled.kernel import Kernel
 from sagellm_backend.cpu.operands import on_host
@@ -31,7 +32,8 @@ def kv_write(
             False  # a tensor without strides, or of torch.func, which has no memory of its own
         )
     if not written:
-        kernels.kv_write(key, value, key_cache, value_cache, slots)
+        # It looks at the slots on the host, which a graph has to do anew.
+        capturing.call(kernels.kv_write, key, value, key_cache, value_cache, slots)
 
 
 def _compiled(

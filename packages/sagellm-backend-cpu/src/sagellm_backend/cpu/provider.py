@@ -16,7 +16,7 @@ from sagellm_backend.capability import (
 )
 from sagellm_backend.collectives import COLLECTIVES
 from sagellm_backend.config import ProviderConfig
-from sagellm_backend.cpu import kernels, linear, machine, memory
+from sagellm_backend.cpu import kernels, linear, machine, matmul, memory
 from sagellm_backend.cpu.graphs import CPUGraph
 from sagellm_backend.cpu.kv import CPUKVCopyPlan
 from sagellm_backend.cpu.linear import PackedLinear
@@ -29,6 +29,7 @@ from sagellm_backend.kv import KVPool
 from sagellm_backend.kv.layout import ORDERS, PACKINGS
 from sagellm_backend.ops import OPERATIONS
 from sagellm_backend.ops.dispatch import KernelTable
+from sagellm_backend.torch_support import kernels as plain
 from sagellm_backend.torch_support.arrays import TORCH_DTYPES
 from sagellm_backend.torch_support.kernels import register
 from sagellm_backend.torch_support.provider import TorchProvider
@@ -126,6 +127,14 @@ class CPUBackendProvider(TorchProvider):
     def _register_kernels(self, table: KernelTable) -> None:
         super()._register_kernels(table)
         register(table, self._supports, kernels.KERNELS, name="cpu", priority=10)
+        table.register(
+            "matmul",
+            plain.matmul,
+            name="cpu",
+            priority=10,
+            supports=self._supports,
+            shortcut=matmul.shortcut,
+        )
         self._packed = None
         if linear.dtypes():
             self._packed = PackedLinear(partial(self._ledgers.of, self.device))
