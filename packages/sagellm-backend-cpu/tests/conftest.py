@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sagellm_backend import CPUBackendProvider
 
@@ -27,3 +28,21 @@ def backend(config):
         if provider.memory_stats()["allocated_bytes"]:
             gc.collect()
         assert provider.memory_stats()["allocated_bytes"] == 0
+
+
+@pytest.fixture
+def mlp(backend):
+    """Four layers of 1,024 that compiled kernels compute."""
+    torch.manual_seed(0)
+    norm, linear, act = (
+        backend.get_kernel(name, dtype="fp32") for name in ("rms_norm", "linear", "silu_and_mul")
+    )
+    up, down = torch.randn(2048, 1024) / 32, torch.randn(1024, 1024) / 32
+    weight = torch.ones(1024)
+
+    def step(x):
+        for _ in range(4):
+            x = linear(act(linear(norm(x, weight, 1e-5), up)), down)
+        return x
+
+    return step

@@ -20,24 +20,6 @@ def backend():
         yield provider
 
 
-@pytest.fixture
-def mlp(backend):
-    """Four layers that compiled kernels compute."""
-    torch.manual_seed(0)
-    norm, linear, act = (
-        backend.get_kernel(name, dtype="fp32") for name in ("rms_norm", "linear", "silu_and_mul")
-    )
-    up, down = torch.randn(2 * WIDTH, WIDTH) / 32, torch.randn(WIDTH, WIDTH) / 32
-    weight = torch.ones(WIDTH)
-
-    def step(x):
-        for _ in range(4):
-            x = linear(act(linear(norm(x, weight, 1e-5), up)), down)
-        return x
-
-    return step
-
-
 def kinds(graph):
     return [type(part) for part in graph._parts]
 

@@ -1,5 +1,8 @@
 """Linear of bf16 by the matrix unit: the numbers of torch, the same bits for a row in any company."""
 
+import ctypes
+import mmap
+
 import pytest
 import torch
 from torch.nn import functional
@@ -96,6 +99,23 @@ def test_nothing_is_written_beside_the_result(rows, monkeypatch):
     assert y.data_ptr() == frame[1].data_ptr()
     assert (frame[0] == 7).all()
     assert (frame[-1] == 7).all()
+
+
+@pytest.mark.parametrize("rows", [8, 17, 33, 48, 64, 97])
+def test_nothing_is_read_behind_the_rows_and_the_weight(rows):
+    tensors = case(rows, 64, 40)
+    page, libc = mmap.PAGESIZE, ctypes.CDLL(None)
+    fenced, areas = [], []
+    for tensor in tensors:
+        size = -(-tensor.nbytes // page) * page
+        area = mmap.mmap(-1, size + page)
+        behind = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(area)) + size)
+        assert libc.mprotect(behind, ctypes.c_size_t(page), 0) == 0
+        flat = torch.frombuffer(area, dtype=torch.bfloat16, count=size // 2)[-tensor.numel() :]
+        fenced.append(flat.view(tensor.shape).copy_(tensor))
+        areas.append(area)
+    y = few_rows.linear(*fenced, None)
+    assert torch.equal(y, few_rows.linear(*tensors, None))
 
 
 def test_no_copy_of_the_weight_is_made():

@@ -85,7 +85,8 @@ class CPUGraph(Graph):
                 try:
                     failed = part.run()
                 except IndexError as error:
-                    raise _out_of_range(str(error)) from error
+                    name = part.name if isinstance(part, Call) else "A kernel"
+                    raise _out_of_range(f"{name}: {error}") from error
                 if failed is not None:
                     raise _out_of_range(f"{failed} met a position or a slot outside of its table")
         return self._outputs

@@ -31,6 +31,11 @@ class Call:
         self._function, self._results = function, results
         self._args, self._kwargs = tuple(args), dict(kwargs)
 
+    @property
+    def name(self) -> str:
+        """What is called."""
+        return str(self._function)
+
     def run(self) -> None:
         """Call again."""
         made = tree_leaves(self._function(*self._args, **self._kwargs))

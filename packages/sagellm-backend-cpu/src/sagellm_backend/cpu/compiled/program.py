@@ -83,7 +83,7 @@ class Program:
 
     def _failed(self) -> str:
         last, sound = self._starts[:-1] + self._last, self._table[:, w.SOUND]
-        (number,) = np.flatnonzero(self._memory[last] != sound)
+        number = np.flatnonzero(self._memory[last] != sound)[0]
         self._memory[last] = sound
         return str(self._functions[number].name)
 

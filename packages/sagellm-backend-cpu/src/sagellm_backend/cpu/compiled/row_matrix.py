@@ -168,7 +168,8 @@ def build(dtype: str) -> Callable[..., Any]:
         size = 2 * word(words, 7)
         for group in range(groups):
             row = SIDE * group
-            x = word(words, 2) + (first + row) * size
+            # A group without rows becomes zeros, and may not look behind the last row for them.
+            x = word(words, 2) + (first + min(row, rows - 1)) * size
             turn(x, rows - row, size, planes + row * size)
 
     def row_matrix(words: int) -> None:
